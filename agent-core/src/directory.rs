@@ -1,0 +1,101 @@
+//! Who is where: an immutable, indexed snapshot of the pods and what is known of each.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::identity::{PodUid, SpiffeId, TrustDomain};
+
+mod text;
+
+pub use text::parse;
+
+/// What a pod accepts besides mutual TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Plaintext from outside passes to the application untouched.
+    Permissive,
+    /// Plaintext from outside is refused in the kernel.
+    Strict,
+}
+
+/// What happens to a pod's connections to mesh peers while no agent serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fail {
+    /// They are refused (the default).
+    Closed,
+    /// They go out in plaintext: the one waiver of promise 1.
+    Open,
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Names this pod and no successor of the same name.
+    pub uid: PodUid,
+    /// The pod's name within its namespace.
+    pub name: String,
+    /// Its Kubernetes namespace.
+    pub namespace: String,
+    /// Its service account's name.
+    pub service_account: String,
+    /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+    pub identity: SpiffeId,
+    /// The node that it runs on.
+    pub node: String,
+    /// The file that holds its network namespace; needed only on its own node.
+    pub netns: Option<PathBuf>,
+    /// Its addresses, the primary one first. Never empty.
+    pub addresses: Vec<IpAddr>,
+    /// What it accepts besides mutual TLS.
+    pub mode: Mode,
+    /// What happens while no agent serves it.
+    pub fail: Fail,
+    /// Published: its agent has said that it serves, so other agents may send to it.
+    pub serving: bool,
+}
+
+/// The pods of one revision, indexed. Cheap to share: readers hold an `Arc`.
+#[derive(Debug)]
+pub struct Directory {
+    revision: u64,
+    trust_domain: TrustDomain,
+    pods: Vec<Arc<Pod>>,
+    by_address: HashMap<IpAddr, usize>,
+    by_uid: HashMap<PodUid, usize>,
+}
+
+impl Directory {
+    /// Counts up with each change that the directory's author makes.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The trust domain of every pod in it.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// All pods, in the author's order.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.iter()
+    }
+
+    /// The pods of one node.
+    pub fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
+        self.pods.iter().filter(move |pod| pod.node == node)
+    }
+
+    /// The pod that owns an address (IPv4-mapped IPv6 counts as IPv4).
+    pub fn by_address(&self, address: IpAddr) -> Option<&Arc<Pod>> {
+        self.by_address
+            .get(&address.to_canonical())
+            .map(|&at| &self.pods[at])
+    }
+
+    /// The pod with this UID.
+    pub fn by_uid(&self, uid: &PodUid) -> Option<&Arc<Pod>> {
+        self.by_uid.get(uid).map(|&at| &self.pods[at])
+    }
+}

@@ -1,0 +1,24 @@
+//! Mantle's decisions, and nothing else: no sockets, no files, no clock, no runtime.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`address`] | what an address *is for*: one newtype per role |
+//! | [`document`] | how an operator's YAML is read, with every mistake at its place |
+//! | [`identity`] | which SPIFFE IDs and pod UIDs are well formed |
+//! | [`directory`] | who is where: an immutable, indexed snapshot |
+//! | [`route`] | where a captured connection goes |
+//! | [`policy`] | whether it may: a [`policy::Permit`], or who says no |
+//! | [`tunnel`] | the wire protocol `mantle/1` between two agents, as a state machine |
+//! | [`schedule`] | when a certificate is renewed |
+//! | [`outcome`] | how a connection ended, in the words of records and metrics |
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod directory;
+pub mod document;
+pub mod identity;
+pub mod outcome;
+pub mod policy;
+pub mod route;
+pub mod schedule;
+pub mod tunnel;

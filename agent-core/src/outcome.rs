@@ -1,0 +1,1 @@
+//! How a connection ended, in the words of records and metrics.

@@ -1,0 +1,1 @@
+//! Whether a connection may: a permit, or who says no.

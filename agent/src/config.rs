@@ -1,0 +1,1 @@
+//! The agent's configuration: what was written, then what it means.

@@ -1,0 +1,1 @@
+//! Keeps the directory snapshot current, and tells its author what came of it.

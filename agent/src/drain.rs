@@ -1,0 +1,1 @@
+//! Stopping: a trigger, and handles that hold work in progress.

@@ -1,0 +1,1 @@
+//! Keeps each of our pods' certificates current.

@@ -1,0 +1,1 @@
+//! The life of a connection that enters a local pod.

@@ -1,0 +1,13 @@
+//! The Mantle agent. Read [`outbound`] and [`inbound`] first: they are the life of a connection.
+
+pub mod app;
+pub mod capture;
+pub mod config;
+pub mod directory;
+pub mod drain;
+pub mod identity;
+pub mod inbound;
+pub mod outbound;
+pub mod relay;
+pub mod report;
+pub mod secure;

@@ -1,0 +1,1 @@
+//! The life of a connection that leaves a local pod.

@@ -1,0 +1,1 @@
+//! Bytes both ways until done, revoked or drained.

@@ -1,0 +1,1 @@
+//! Mutual TLS between agents: who the peer is, and records over one socket.
