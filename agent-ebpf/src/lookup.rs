@@ -102,19 +102,20 @@ struct Syn {
 impl Syn {
     #[inline(always)]
     fn of(ctx: &SkLookupContext) -> Self {
-        let (remote, local) = if read!(ctx, family) == AF_INET {
-            (v4_mapped(read!(ctx, remote_ip4)), v4_mapped(read!(ctx, local_ip4)))
-        } else {
-            (
-                [
-                    read!(ctx, remote_ip6[0]),
-                    read!(ctx, remote_ip6[1]),
-                    read!(ctx, remote_ip6[2]),
-                    read!(ctx, remote_ip6[3]),
-                ],
-                [read!(ctx, local_ip6[0]), read!(ctx, local_ip6[1]), read!(ctx, local_ip6[2]), read!(ctx, local_ip6[3])],
-            )
-        };
+        // Every field is read whatever the family: reads in two branches would be merged into one at a computed
+        // offset, which the verifier refuses.
+        let (remote4, local4) = (read!(ctx, remote_ip4), read!(ctx, local_ip4));
+        let remote6 = [
+            read!(ctx, remote_ip6[0]),
+            read!(ctx, remote_ip6[1]),
+            read!(ctx, remote_ip6[2]),
+            read!(ctx, remote_ip6[3]),
+        ];
+        let local6 =
+            [read!(ctx, local_ip6[0]), read!(ctx, local_ip6[1]), read!(ctx, local_ip6[2]), read!(ctx, local_ip6[3])];
+        let v4 = read!(ctx, family) == AF_INET;
+        let remote = if v4 { v4_mapped(remote4) } else { remote6 };
+        let local = if v4 { v4_mapped(local4) } else { local6 };
         Self {
             remote,
             local,

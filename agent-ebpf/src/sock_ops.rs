@@ -25,11 +25,14 @@ macro_rules! read {
 /// One entry for all of TCP's callbacks.
 #[inline(always)]
 pub fn sock_ops(ctx: &SockOpsContext) {
-    match read!(ctx, op) {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => announce(ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ctx),
-        BPF_SOCK_OPS_STATE_CB if read!(ctx, __bindgen_anon_1.args[1]) == BPF_TCP_CLOSE => withdraw(ctx),
-        _ => {}
+    let op = read!(ctx, op);
+    let closes = op == BPF_SOCK_OPS_STATE_CB && read!(ctx, __bindgen_anon_1.args[1]) == BPF_TCP_CLOSE;
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        announce(ctx);
+    } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        accepted(ctx);
+    } else if closes {
+        withdraw(ctx);
     }
 }
 
@@ -123,19 +126,20 @@ struct Ends {
 impl Ends {
     #[inline(always)]
     fn of(ctx: &SockOpsContext) -> Self {
-        let (local, remote) = if read!(ctx, family) == AF_INET {
-            (v4_mapped(read!(ctx, local_ip4)), v4_mapped(read!(ctx, remote_ip4)))
-        } else {
-            (
-                [read!(ctx, local_ip6[0]), read!(ctx, local_ip6[1]), read!(ctx, local_ip6[2]), read!(ctx, local_ip6[3])],
-                [
-                    read!(ctx, remote_ip6[0]),
-                    read!(ctx, remote_ip6[1]),
-                    read!(ctx, remote_ip6[2]),
-                    read!(ctx, remote_ip6[3]),
-                ],
-            )
-        };
+        // Every field is read whatever the family: reads in two branches would be merged into one at a computed
+        // offset, which the verifier refuses.
+        let (local4, remote4) = (read!(ctx, local_ip4), read!(ctx, remote_ip4));
+        let local6 =
+            [read!(ctx, local_ip6[0]), read!(ctx, local_ip6[1]), read!(ctx, local_ip6[2]), read!(ctx, local_ip6[3])];
+        let remote6 = [
+            read!(ctx, remote_ip6[0]),
+            read!(ctx, remote_ip6[1]),
+            read!(ctx, remote_ip6[2]),
+            read!(ctx, remote_ip6[3]),
+        ];
+        let v4 = read!(ctx, family) == AF_INET;
+        let local = if v4 { v4_mapped(local4) } else { local6 };
+        let remote = if v4 { v4_mapped(remote4) } else { remote6 };
         // `remote_port` is in network order in its upper half (little-endian), `local_port` in host order.
         let remote_port = u32::from_be(read!(ctx, remote_port)) as u16;
         Self { local, remote, local_port: read!(ctx, local_port) as u16, remote_port }
