@@ -67,6 +67,25 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// Indexes the pods. Of pods that share an address or a UID, the first keeps it.
+    pub fn new(revision: u64, trust_domain: TrustDomain, pods: Vec<Pod>) -> Self {
+        let mut by_address = HashMap::new();
+        let mut by_uid = HashMap::new();
+        for (at, pod) in pods.iter().enumerate() {
+            by_uid.entry(pod.uid.clone()).or_insert(at);
+            for address in &pod.addresses {
+                by_address.entry(address.to_canonical()).or_insert(at);
+            }
+        }
+        Self {
+            revision,
+            trust_domain,
+            pods: pods.into_iter().map(Arc::new).collect(),
+            by_address,
+            by_uid,
+        }
+    }
+
     /// Counts up with each change that the directory's author makes.
     pub fn revision(&self) -> u64 {
         self.revision
