@@ -6,6 +6,7 @@ pub mod config;
 pub mod directory;
 pub mod drain;
 pub mod enrolment;
+pub mod failure;
 pub mod identity;
 pub mod inbound;
 pub mod outbound;

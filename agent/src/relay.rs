@@ -19,11 +19,13 @@ mod application;
 mod end;
 mod machine;
 mod pool;
+mod serving;
 
 pub use application::Application;
 pub use end::{Ended, Stop};
 pub use machine::{Event, Machine};
 pub use pool::{Pool, PoolKey};
+pub use serving::Request;
 
 /// How long the far end may take to answer an OPEN: its own dial has 10 s.
 const OPENING: Duration = Duration::from_secs(15);

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::address::PeerAddr;
 use agent_core::identity::PodUid;
@@ -96,8 +96,12 @@ impl Pool {
 }
 
 impl Idle {
-    /// Nothing has arrived that ends it: no end, no RETIRE, no word out of turn.
+    /// Its certificates still hold, and nothing has arrived that ends it: no end, no RETIRE, no word out of turn.
     fn is_good(&mut self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_secs());
+        if now >= self.tunnel.channel.peer().not_after() {
+            return false;
+        }
         loop {
             let Tunnel { channel, machine, out } = &mut self.tunnel;
             let record = match channel.receive() {
