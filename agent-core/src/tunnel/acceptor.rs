@@ -389,3 +389,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

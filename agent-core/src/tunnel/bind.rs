@@ -83,3 +83,6 @@ fn is_reachable(ip: IpAddr) -> bool {
 fn is_reserved(port: u16) -> bool {
     [0, TUNNEL_PORT, CAPTURE_PORT].contains(&port)
 }
+
+#[cfg(test)]
+mod tests;

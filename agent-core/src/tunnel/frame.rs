@@ -287,3 +287,6 @@ fn header(kind: FrameType, number: u32, length: u16) -> [u8; HEADER] {
     let [n0, n1, n2, n3] = number.to_be_bytes();
     [kind as u8, 0, l0, l1, n0, n1, n2, n3]
 }
+
+#[cfg(test)]
+mod tests;
