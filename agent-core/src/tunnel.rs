@@ -20,6 +20,8 @@ mod early;
 mod frame;
 mod open;
 mod reason;
+#[cfg(test)]
+mod simulation;
 
 pub use acceptor::{Acceptor, AcceptorEvent};
 pub use bind::{Bound, bind_open};
