@@ -157,6 +157,7 @@ struct Link {
 
 struct Client {
     dialler: Dialler,
+    max_uses: u32,
     out: Vec<u8>,
     story: Option<usize>,
     kept: Kept,
@@ -279,7 +280,8 @@ impl Link {
         let client = &mut self.client;
         assert_eq!(client.story, None);
         let mut frames = Vec::new();
-        client.dialler.open(&open(story), &mut frames).unwrap();
+        let number = client.dialler.open(&open(story), &mut frames).unwrap();
+        assert!(client.max_uses == 0 || number <= client.max_uses);
         client.story = Some(story);
         if !kept.bytes.is_empty() {
             frames.extend(client.dialler.data_header(kept.bytes.len()).unwrap());
@@ -610,6 +612,7 @@ impl Link {
         Self {
             client: Client {
                 dialler: Dialler::new(max_uses),
+                max_uses,
                 out: Vec::new(),
                 story: None,
                 kept: Kept::default(),

@@ -154,6 +154,12 @@ fn done_follows_whatever_comes_last() {
     assert_eq!(out, bytes(3, Body::Done));
     assert_eq!(label(&by_delivery), "idle");
 
+    let mut undelivered = in_state("open <");
+    out.clear();
+    undelivered.finish(&mut out).unwrap();
+    assert_eq!(out, bytes(3, Body::Fin));
+    assert_eq!(label(&undelivered), "open > <");
+
     let mut by_fin = in_state("open <<");
     out.clear();
     by_fin.finish(&mut out).unwrap();
