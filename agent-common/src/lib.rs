@@ -1,7 +1,7 @@
 //! The bytes that Mantle's kernel programs and its user space share: map keys, map values and their names.
 //!
-//! Every address is 16 bytes in network order (IPv4 as IPv4-mapped IPv6, RFC 4291 §2.5.5.2) and every port is a
-//! `u16` in host order. Types hold integers and byte arrays only, with no implicit padding: a map key is compared
+//! Every address is 16 bytes in network order (IPv4 as IPv4-mapped IPv6, RFC 4291 §2.5.5.2) held as four words, and
+//! every port is a `u16` in host order. Types hold integers and byte arrays only, with no implicit padding: a map key is compared
 //! byte by byte. A change of any type here is a new [`ABI`].
 #![no_std]
 
@@ -14,11 +14,29 @@ pub const TUNNEL_PORT: u16 = 15008;
 /// The one port to which captured connections are rewritten, in 127.128.0.0/9.
 pub const CAPTURE_PORT: u16 = 15001;
 
-/// An address: 16 bytes in network order, IPv4 in its IPv4-mapped form.
-pub type Addr = [u8; 16];
+/// An address: 16 bytes in network order, IPv4 in its IPv4-mapped form. Words, because the kernel's programs would
+/// otherwise load it byte by byte; a word's bytes in memory are the address's bytes.
+pub type Addr = [u32; 4];
 
-/// The first twelve bytes of every IPv4-mapped address.
-pub const V4_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+/// The third word of every IPv4-mapped address; the two before it are zero.
+pub const V4_MAPPED: u32 = 0xffff_u32.to_be();
+
+/// The IPv4-mapped form of an IPv4 address whose bytes in memory are in network order.
+pub const fn v4_mapped(ip: u32) -> Addr {
+    [0, 0, V4_MAPPED, ip]
+}
+
+/// Whether this is an IPv4-mapped address.
+#[inline(always)]
+pub const fn is_v4(addr: &Addr) -> bool {
+    addr[0] == 0 && addr[1] == 0 && addr[2] == V4_MAPPED
+}
+
+/// The second octet's top bit decides within 127.0.0.0/8: 127.128.0.0/9 is where captured connections go, and where
+/// the agent's own dials to an application come from.
+pub const CAPTURE_NET: u32 = 0x7f80_0000_u32.to_be();
+/// The network mask of [`CAPTURE_NET`].
+pub const CAPTURE_MASK: u32 = 0xff80_0000_u32.to_be();
 
 /// How many of a pod's own addresses the kernel knows.
 pub const POD_ADDRESSES: usize = 4;
@@ -120,4 +138,114 @@ pub const SLOT_INBOUND: u32 = 1;
 /// The index in `LISTENERS` of a pod's listener.
 pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
     pod_index * SLOTS_PER_POD + slot
+}
+
+/// Names of programs, maps and globals: said once, used by the kernel half's build and by the loader.
+pub mod names {
+    /// The maps that are pinned, one set for each instance.
+    pub const MAPS: [&str; 9] = [
+        "NETNS",
+        "MESH",
+        "FLOWS",
+        "DIALS",
+        "LISTENERS",
+        "OWN",
+        "ORIGIN",
+        "CAPTURED",
+        "COUNTERS",
+    ];
+    /// Global of the `sk_lookup` program: the cookie of the namespace that it is attached to (`u64`).
+    pub const POD_COOKIE: &str = "POD_COOKIE";
+    /// Global of the `sk_lookup` program: the pod's index (`u32`).
+    pub const POD_INDEX: &str = "POD_INDEX";
+}
+
+/// What the kernel programs count: an index in `COUNTERS`.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Counter {
+    /// A connect was rewritten to the agent.
+    Captured = 0,
+    /// Connect refused: no agent serves the pod.
+    NoAgent = 1,
+    /// Connect left alone although no agent serves the pod: the pod's `fail = open`.
+    FailOpen = 2,
+    /// Connect refused: the destination refused or had no endpoint a moment ago.
+    RefusedBefore = 3,
+    /// Connect refused: the destination is one of Mantle's own ports.
+    OwnPort = 4,
+    /// Connect refused: a native IPv6 destination in the mesh, which this version cannot carry.
+    Ipv6 = 5,
+    /// Connect refused: the kernel had no memory for the original destination, or no address to bind to.
+    NoMemory = 6,
+    /// Plaintext from outside refused: the pod is strict.
+    Strict = 7,
+    /// A SYN to the capture port that no connect hook had announced.
+    UnknownFlow = 8,
+    /// A SYN from the agent's source range that no agent had announced.
+    UnknownDial = 9,
+    /// A SYN for an agent's listener that is gone.
+    NoListener = 10,
+    /// `FLOWS` is full: the connection is refused when its SYN arrives.
+    FlowsFull = 11,
+    /// What a connection was could not be moved into its socket.
+    MoveFailed = 12,
+}
+
+/// How many values [`Counter`] has.
+pub const COUNTERS: u32 = 13;
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(
+        unsafe_code,
+        reason = "the marker says that any bytes are a valid value and none is padding"
+    )]
+
+    macro_rules! pod {
+        ($($name:ident),*) => { $(
+            // SAFETY: repr(C), integers and arrays of integers only, and the layout tests show that there is no padding.
+            unsafe impl aya::Pod for super::$name {}
+        )* };
+    }
+    pod!(Netns, Endpoint, Mesh, FlowKey, Flow);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::{align_of, offset_of, size_of};
+
+    #[test]
+    fn layouts_are_what_the_pinned_maps_hold() {
+        assert_eq!((size_of::<Netns>(), align_of::<Netns>()), (136, 4));
+        assert_eq!(offset_of!(Netns, addresses), 8);
+        assert_eq!(offset_of!(Netns, uid), 72);
+        assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (24, 4));
+        assert_eq!((size_of::<Mesh>(), align_of::<Mesh>()), (16, 8));
+        assert_eq!((size_of::<FlowKey>(), align_of::<FlowKey>()), (48, 8));
+        assert_eq!(offset_of!(FlowKey, client_port), 40);
+        assert_eq!((size_of::<Flow>(), align_of::<Flow>()), (32, 8));
+    }
+
+    #[test]
+    fn no_type_has_padding() {
+        assert_eq!(
+            size_of::<Netns>(),
+            1 + 1 + 2 + 4 + 16 * POD_ADDRESSES + UID_LEN
+        );
+        assert_eq!(size_of::<Endpoint>(), 16 + 2 + 6);
+        assert_eq!(size_of::<Mesh>(), 8 + 8);
+        assert_eq!(size_of::<FlowKey>(), 8 + 16 + 16 + 2 + 2 + 4);
+        assert_eq!(size_of::<Flow>(), 8 + size_of::<Endpoint>());
+    }
+
+    #[test]
+    fn addresses_keep_their_bytes() {
+        let bytes = [127, 128, 0, 1];
+        let addr = v4_mapped(u32::from_ne_bytes(bytes));
+        assert!(is_v4(&addr));
+        assert_eq!(addr[3] & CAPTURE_MASK, CAPTURE_NET);
+        assert_eq!(addr[3].to_ne_bytes(), bytes);
+    }
 }

@@ -118,3 +118,32 @@ impl Directory {
         self.by_uid.get(uid).map(|&at| &self.pods[at])
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    /// A serving pod `shop/<name>` with service account and UID after its name.
+    pub(crate) fn pod(name: &str, address: &str) -> Pod {
+        let trust_domain: TrustDomain = "test.mantle".parse().unwrap();
+        Pod {
+            uid: format!("uid-{name}").parse().unwrap(),
+            name: name.into(),
+            namespace: "shop".into(),
+            service_account: name.into(),
+            identity: SpiffeId::of_service_account(&trust_domain, "shop", name).unwrap(),
+            node: "node".into(),
+            netns: None,
+            addresses: vec![address.parse().unwrap()],
+            mode: Mode::Strict,
+            fail: Fail::Closed,
+            serving: true,
+        }
+    }
+
+    pub(crate) fn directory(pods: Vec<Pod>) -> Directory {
+        Directory::new(1, "test.mantle".parse().unwrap(), pods)
+    }
+}

@@ -1,1 +1,322 @@
 //! The kernel half, seen from user space: load, attach, pin, accept and dial inside a pod.
+//!
+//! Nothing outside this module imports aya. Kernel bytes become our types here and nowhere else.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agent_common::{Counter, Endpoint, MAX_PODS};
+use agent_core::directory::{Directory, Pod};
+use agent_core::identity::PodUid;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+use thiserror::Error;
+
+mod dial;
+mod listener;
+mod maps;
+mod netns;
+mod pins;
+mod pod;
+mod ports;
+mod program;
+mod requirements;
+mod syscall;
+
+pub use dial::{ApplicationDial, DialError};
+pub use listener::{CaptureError, Captured, InboundListener, OutboundListener};
+pub use pod::{AttachError, Attached};
+pub use requirements::Missing;
+
+use maps::Maps;
+use netns::Namespace;
+use pins::Pins;
+
+/// Where an instance's kernel state goes.
+#[derive(Clone, Debug)]
+pub struct CaptureConfig {
+    /// Names pins, lock and sockets; two instances on one kernel do not see each other.
+    pub instance: String,
+    /// Where the BPF file system is mounted.
+    pub bpffs: PathBuf,
+    /// Where the instance's lock goes.
+    pub run_dir: PathBuf,
+    /// The cgroup2 root; found through process 1's mounts if unset.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Why capture can't start. Pins are untouched by every one of these.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The machine or the process lacks what capture needs.
+    #[error("this machine or process lacks what capture needs:\n{}", requirements::list(.0))]
+    Missing(Vec<Missing>),
+    /// Another agent holds the instance's lock.
+    #[error("another agent runs as this instance (it holds {}); stop it, or choose another `instance`", .0.display())]
+    InUse(PathBuf),
+    /// The pins are another version's.
+    #[error(
+        "{} was made by another version with another layout; drain the node and run `mantle agent cleanup` first",
+        .0.display()
+    )]
+    OtherLayout(PathBuf),
+    /// The lock file can't be had.
+    #[error("cannot take the instance's lock {}: {source}", path.display())]
+    Lock {
+        /// The lock file or its directory.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The pins can't be read or made.
+    #[error("cannot use the pins in {}: {source}", path.display())]
+    Pins {
+        /// The pin or its directory.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The object with the kernel programs was refused.
+    #[error("the kernel refuses the maps or the object: {0}")]
+    Object(#[from] aya::EbpfError),
+    /// A map is not what it should be.
+    #[error("map {0}: {1}")]
+    Map(&'static str, MapError),
+    /// A program was refused or can't be attached.
+    #[error("program {0}: {1}")]
+    Program(&'static str, Box<ProgramError>),
+    /// A link does not sit where it was attached.
+    #[error(
+        "the link of {0} does not sit at the cgroup root after attaching; capture would not be effective"
+    )]
+    Ineffective(&'static str),
+    /// Something else of the system's.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+impl StartError {
+    fn lock(path: &std::path::Path, source: io::Error) -> Self {
+        Self::Lock {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    fn pins(path: &std::path::Path, source: io::Error) -> Self {
+        Self::Pins {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// One instance's capture. Dropping it closes nothing in the kernel: links, maps and modes stay pinned, and without
+/// listeners in their slots they refuse.
+pub struct Capture {
+    pins: Pins,
+    maps: Arc<Maps>,
+    home: Arc<File>,
+    forbidden: HashSet<u64>,
+    pods: HashMap<PodUid, Arc<Attached>>,
+    _log: Option<program::LogReader>,
+}
+
+impl Capture {
+    /// Checks the machine, takes the instance's lock, and puts this version's programs into the (old or new) links.
+    ///
+    /// # Errors
+    /// [`StartError`]; kernel state that was there stays as it was.
+    pub fn start(config: &CaptureConfig) -> Result<Self, StartError> {
+        let cgroup = requirements::check(config).map_err(StartError::Missing)?;
+        let pins = Pins::open(config)?;
+        let mut object = program::load(&pins)?;
+        program::attach_to_cgroup(&mut object, &pins, &cgroup)?;
+        let log = program::LogReader::start(&mut object);
+        let maps = Arc::new(Maps::take(&mut object)?);
+        let home = netns::home()
+            .map_err(|e| StartError::System("cannot open our own network namespace", e))?;
+        let forbidden = node_namespaces(&home)
+            .map_err(|e| StartError::System("cannot tell the node's namespace", e))?;
+        Ok(Self {
+            pins,
+            maps,
+            home,
+            forbidden,
+            pods: HashMap::new(),
+            _log: log,
+        })
+    }
+
+    /// Removes all kernel state of an instance that no agent holds. Returns how many pins there were.
+    ///
+    /// # Errors
+    /// [`StartError`] if the instance is in use or a pin can't be removed.
+    pub fn clean_up(config: &CaptureConfig) -> Result<usize, StartError> {
+        let found = config.bpffs.join("mantle").join(&config.instance);
+        if !found.exists() {
+            return Ok(0);
+        }
+        let pins = Pins::open_any_layout(config)?;
+        pins.remove_all().map_err(|e| StartError::pins(&found, e))
+    }
+
+    /// Sorts out what the pins hold: a namespace stays only if the directory still has that pod in that namespace.
+    /// All others are detached. To be called once, before the first [`Self::attach`].
+    ///
+    /// # Errors
+    /// The system's, if the maps or pins can't be read or written.
+    pub fn keep_only(&mut self, own: &[Arc<Pod>]) -> io::Result<()> {
+        let wanted: HashMap<u64, &Pod> = own
+            .iter()
+            .filter_map(|pod| {
+                let namespace = Namespace::open(pod.netns.as_deref()?, &self.home).ok()?;
+                Some((namespace.cookie(), &**pod))
+            })
+            .collect();
+        let known = self.maps.all_netns()?;
+        for (cookie, value) in &known {
+            let same = wanted
+                .get(cookie)
+                .is_some_and(|pod| maps::uid_bytes(&pod.uid) == value.uid);
+            if !same {
+                self.forget_namespace(*cookie, Some(value.pod_index))?;
+            }
+            self.maps.remove_dials(*cookie)?;
+        }
+        for cookie in self.pins.pod_links()? {
+            if !known.iter().any(|(known, _)| *known == cookie) {
+                self.forget_namespace(cookie, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a pod's namespace under our programs. Its connections are captured from [`Attached::enroll`] on.
+    ///
+    /// # Errors
+    /// [`AttachError`]: the pod is refused, and nothing of it is left in the kernel.
+    pub fn attach(&mut self, pod: &Arc<Pod>) -> Result<Arc<Attached>, AttachError> {
+        if pod.addresses.len() > agent_common::POD_ADDRESSES {
+            return Err(AttachError::TooManyAddresses(pod.addresses.len()));
+        }
+        let path = pod.netns.as_deref().ok_or(AttachError::NoNamespace)?;
+        let namespace =
+            Namespace::open(path, &self.home).map_err(|source| AttachError::Namespace {
+                path: path.to_owned(),
+                source,
+            })?;
+        if self.forbidden.contains(&namespace.cookie()) {
+            return Err(AttachError::NodeNamespace);
+        }
+        if let Some(other) = self
+            .pods
+            .values()
+            .find(|other| other.cookie() == namespace.cookie())
+        {
+            return Err(AttachError::Shared(other.uid().clone()));
+        }
+        let index = self.index_for(&namespace, pod)?;
+        program::attach_to_pod(&self.pins, &namespace, index)?;
+        let attached = Arc::new(Attached::new(
+            pod,
+            namespace,
+            index,
+            Arc::clone(&self.maps),
+        )?);
+        self.pods.insert(pod.uid.clone(), Arc::clone(&attached));
+        Ok(attached)
+    }
+
+    /// Removes a pod's kernel state; its connections are left alone from now on.
+    ///
+    /// # Errors
+    /// The system's, if a map or pin can't be written.
+    pub fn detach(&mut self, uid: &PodUid) -> io::Result<()> {
+        match self.pods.remove(uid) {
+            Some(pod) => self.forget_namespace(pod.cookie(), Some(pod.index())),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the kernel which destinations are in the mesh: every address of every published pod.
+    ///
+    /// # Errors
+    /// The system's; after it the map may hold a part of the change, never less than what both revisions have.
+    pub fn set_mesh(&mut self, directory: &Directory) -> io::Result<()> {
+        let published = directory.pods().filter(|pod| pod.serving);
+        let owned = |pod: &Pod, address: &IpAddr| {
+            directory
+                .by_address(*address)
+                .is_some_and(|p| p.uid == pod.uid)
+        };
+        let wanted: HashSet<Endpoint> = published
+            .flat_map(|pod| {
+                pod.addresses
+                    .iter()
+                    .filter(move |address| owned(pod, address))
+            })
+            .map(|address| maps::endpoint((*address, 0).into()))
+            .collect();
+        self.maps.set_mesh(&wanted)
+    }
+
+    /// How often the kernel programs counted each thing since the pins were made.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn count(&self, counter: Counter) -> io::Result<u64> {
+        self.maps.count(counter)
+    }
+
+    fn index_for(&self, namespace: &Namespace, pod: &Pod) -> Result<u32, AttachError> {
+        let known = self.maps.all_netns().map_err(AttachError::Kernel)?;
+        if let Some((cookie, value)) = known
+            .iter()
+            .find(|(cookie, _)| *cookie == namespace.cookie())
+        {
+            if value.uid == maps::uid_bytes(&pod.uid) {
+                return Ok(value.pod_index);
+            }
+            self.forget_namespace(*cookie, Some(value.pod_index))
+                .map_err(AttachError::Kernel)?;
+        }
+        let mut used: HashSet<u32> = known.iter().map(|(_, value)| value.pod_index).collect();
+        used.extend(self.pods.values().map(|pod| pod.index()));
+        (0..MAX_PODS)
+            .find(|index| !used.contains(index))
+            .ok_or(AttachError::Full)
+    }
+
+    fn forget_namespace(&self, cookie: u64, index: Option<u32>) -> io::Result<()> {
+        // The map first: with the entry gone both hooks leave the pod alone.
+        self.maps.remove_netns(cookie)?;
+        if let Some(index) = index {
+            self.maps
+                .clear_listener(index, agent_common::SLOT_OUTBOUND)?;
+            self.maps
+                .clear_listener(index, agent_common::SLOT_INBOUND)?;
+        }
+        match std::fs::remove_file(self.pins.pod_link(cookie)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The namespaces that can never be a pod: the agent's own, and process 1's.
+fn node_namespaces(home: &Arc<File>) -> io::Result<HashSet<u64>> {
+    let mut cookies = HashSet::from([netns::current_cookie()?]);
+    match Namespace::open(std::path::Path::new("/proc/1/ns/net"), home) {
+        Ok(first) => cookies.extend([first.cookie()]),
+        // Without CAP_SYS_PTRACE; the pod's file would have to name that very namespace for it to matter.
+        Err(error) => {
+            tracing::warn!(%error, "cannot open process 1's network namespace: it is not told from a pod's")
+        }
+    }
+    Ok(cookies)
+}

@@ -1,0 +1,169 @@
+//! `connect(2)` of a pod's socket: towards the mesh, it goes to the agent instead.
+
+use core::mem::size_of;
+
+use agent_common::{
+    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, Netns, POD_ADDRESSES,
+    SLOT_OUTBOUND, STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot,
+};
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, sockaddr};
+use aya_ebpf::helpers::{bpf_bind, bpf_get_netns_cookie, bpf_ktime_get_ns};
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::debug;
+
+use crate::maps::{MESH, NETNS, ORIGIN, OWN, count, forget, has_listener, store, stored};
+use crate::sock_addr::{self, Family};
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
+
+/// Leaves the connect alone, rewrites it, or says why it must be refused.
+#[inline(always)]
+pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
+    let Some(sk) = stream_socket(ctx.sock_addr) else { return Ok(()) };
+    // An earlier connect of the same socket must not speak for this one.
+    forget(&ORIGIN, sk);
+    if stored(&OWN, sk).is_some() {
+        return Ok(());
+    }
+    // SAFETY: the context is the program's own.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
+    let Some(pod) = (unsafe { NETNS.get(&cookie) }) else { return Ok(()) };
+    let destination = F::user_endpoint(ctx.sock_addr);
+    if pod.state != STATE_ENROLLED || stays_in_pod(pod, &destination.addr) {
+        return Ok(());
+    }
+    let Some(refuse_until) = refuse_until(&destination) else { return Ok(()) };
+    check_destination(&destination, refuse_until)?;
+    if !has_listener(listener_slot(pod.pod_index, SLOT_OUTBOUND)) {
+        if pod.flags & FLAG_FAIL_OPEN == 0 {
+            return Err(Counter::NoAgent);
+        }
+        count(Counter::FailOpen);
+        return Ok(());
+    }
+    let target = bind_and_choose::<F>(ctx, sk, pod, &destination)?;
+    if !store(&ORIGIN, sk, destination) {
+        return Err(Counter::NoMemory);
+    }
+    F::set_user_endpoint(ctx.sock_addr, &target);
+    count(Counter::Captured);
+    debug!(ctx, "captured a connect to port {}", destination.port);
+    Ok(())
+}
+
+/// The socket, if it is one that TCP will carry.
+#[inline(always)]
+fn stream_socket(ctx: *mut bpf_sock_addr) -> Option<*mut bpf_sock> {
+    let protocol = sock_addr::protocol(ctx);
+    if sock_addr::kind(ctx) != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {
+        return None;
+    }
+    let sk = sock_addr::socket(ctx);
+    (!sk.is_null()).then_some(sk)
+}
+
+#[inline(always)]
+fn stays_in_pod(pod: &Netns, destination: &Addr) -> bool {
+    is_loopback(destination) || is_own(pod, destination)
+}
+
+/// 127.0.0.0/8, `::1`, and the unspecified addresses, which `connect` takes for loopback.
+#[inline(always)]
+pub fn is_loopback(addr: &Addr) -> bool {
+    if is_v4(addr) {
+        return addr[3] & 0xff00_0000_u32.to_be() == 0x7f00_0000_u32.to_be() || addr[3] == 0;
+    }
+    addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && addr[3] & 0x00ff_ffff_u32 == 0 && u32::from_be(addr[3]) <= 1
+}
+
+/// Whether this is one of the pod's own addresses.
+#[inline(always)]
+pub fn is_own(pod: &Netns, addr: &Addr) -> bool {
+    let mut at = 0;
+    while at < POD_ADDRESSES {
+        let own = &pod.addresses[at];
+        if own[0] == addr[0] && own[1] == addr[1] && own[2] == addr[2] && own[3] == addr[3] {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+/// `None` if the destination is outside the mesh.
+#[inline(always)]
+fn refuse_until(destination: &Endpoint) -> Option<u64> {
+    let every_port = Endpoint { port: 0, ..*destination };
+    // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
+    let mesh = unsafe { MESH.get(destination).or_else(|| MESH.get(&every_port)) };
+    mesh.map(|mesh| mesh.refuse_until)
+}
+
+/// What is known beforehand is refused here, so that a client with several addresses goes to the next one.
+#[inline(always)]
+fn check_destination(destination: &Endpoint, refuse_until: u64) -> Result<(), Counter> {
+    if !is_v4(&destination.addr) {
+        return Err(Counter::Ipv6);
+    }
+    if destination.port == TUNNEL_PORT {
+        return Err(Counter::OwnPort);
+    }
+    // SAFETY: a helper without arguments.
+    if refuse_until != 0 && unsafe { bpf_ktime_get_ns() } < refuse_until {
+        return Err(Counter::RefusedBefore);
+    }
+    Ok(())
+}
+
+/// Gives the socket the pod's address, so that `getsockname` tells it, and chooses where it goes.
+///
+/// The usual target is spread over 127.128.0.0/9, so that source ports run out for each destination, not for the pod.
+/// Two kinds of socket cannot go there and go to the pod's own address: one bound to a device (127/8 would leave by
+/// it), and one bound to a port without an address (it can't be bound a second time, and would show 127.0.0.1).
+#[inline(always)]
+fn bind_and_choose<F: Family>(
+    ctx: &SockAddrContext,
+    sk: *mut bpf_sock,
+    pod: &Netns,
+    destination: &Endpoint,
+) -> Result<Endpoint, Counter> {
+    let own = Endpoint { addr: pod.addresses[0], port: CAPTURE_PORT, pad: [0; 6] };
+    let spread = Endpoint { addr: spread(destination), port: CAPTURE_PORT, pad: [0; 6] };
+    // SAFETY: the verifier holds `ctx->sk` valid and allows these loads of its documented fields.
+    let (device, ip, port) = unsafe {
+        (
+            (&raw const (*sk).bound_dev_if).read_volatile(),
+            (&raw const (*sk).src_ip4).read_volatile(),
+            (&raw const (*sk).src_port).read_volatile(),
+        )
+    };
+    if ip != 0 {
+        return Ok(if device == 0 { spread } else { own });
+    }
+    if port != 0 {
+        return Ok(own);
+    }
+    let mut local = F::sockaddr(&own.addr);
+    let (at, len) = ((&raw mut local).cast::<sockaddr>(), size_of::<F::SockAddr>() as i32);
+    // SAFETY: the address is a whole, initialised sockaddr of the socket's family, with port 0 as the helper demands.
+    if unsafe { bpf_bind(ctx.sock_addr, at, len) } != 0 {
+        return Err(Counter::NoMemory);
+    }
+    Ok(if device == 0 { spread } else { own })
+}
+
+/// An address in 127.128.0.0/9 that depends on the destination alone.
+#[inline(always)]
+fn spread(destination: &Endpoint) -> Addr {
+    let mut hash = u32::from_be(destination.addr[3]) ^ (u32::from(destination.port) << 16);
+    hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    let host = hash & !u32::from_be(CAPTURE_MASK);
+    // The last address of 127/8 is its broadcast address.
+    let host = if host == !u32::from_be(CAPTURE_MASK) { 1 } else { host };
+    agent_common::v4_mapped((u32::from_be(CAPTURE_NET) | host).to_be())
+}

@@ -1,0 +1,138 @@
+//! Which socket a SYN that enters the pod's namespace meets: the agent's listener, the application, or none.
+
+use agent_common::{
+    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_PORT, Counter, FlowKey, MODE_STRICT, Netns, SLOT_INBOUND, SLOT_OUTBOUND,
+    STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
+};
+use aya_ebpf::Global;
+use aya_ebpf::programs::SkLookupContext;
+use aya_log_ebpf::debug;
+
+use crate::connect::{is_loopback, is_own};
+use crate::maps::{DIALS, FLOWS, LISTENERS, NETNS};
+
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+
+/// The namespace that this instance of the program is attached to; the context does not tell.
+#[unsafe(no_mangle)]
+static POD_COOKIE: Global<u64> = Global::new(0);
+
+/// The pod's index among the listener slots.
+#[unsafe(no_mangle)]
+static POD_INDEX: Global<u32> = Global::new(0);
+
+macro_rules! read {
+    ($ctx:expr, $($field:tt)+) => {
+        // SAFETY: the context is the program's own, and the field one that this program type may read.
+        unsafe { (&raw const (*$ctx.lookup).$($field)+).read_volatile() }
+    };
+}
+
+/// Lets the SYN pass to whoever listens, hands it to the agent, or says why it is refused.
+#[inline(always)]
+pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
+    if read!(ctx, protocol) != IPPROTO_TCP {
+        return Ok(());
+    }
+    // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
+    let Some(pod) = (unsafe { NETNS.get(&POD_COOKIE.load()) }) else { return Ok(()) };
+    if pod.state != STATE_ENROLLED {
+        return Ok(());
+    }
+    let syn = Syn::of(ctx);
+    if syn.local_port == CAPTURE_PORT {
+        // SAFETY: only its presence matters here.
+        if unsafe { FLOWS.get(&syn.key()) }.is_some() {
+            return assign(ctx, SLOT_OUTBOUND);
+        }
+        if in_range(&syn.local) {
+            return Err(Counter::UnknownFlow);
+        }
+    }
+    if in_range(&syn.remote) && is_own(pod, &syn.local) {
+        // SAFETY: only its presence matters here.
+        return match unsafe { DIALS.get(&syn.key()) } {
+            Some(_) => Ok(()),
+            None => Err(Counter::UnknownDial),
+        };
+    }
+    if stays_in_pod(pod, &syn) {
+        return Ok(());
+    }
+    if syn.local_port == TUNNEL_PORT && is_v4(&syn.local) {
+        return assign(ctx, SLOT_INBOUND);
+    }
+    if pod.mode == MODE_STRICT {
+        debug!(ctx, "refused plaintext to port {}", syn.local_port);
+        return Err(Counter::Strict);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, slot: u32) -> Result<(), Counter> {
+    LISTENERS
+        .redirect_sk_lookup(ctx, listener_slot(POD_INDEX.load(), slot), 0)
+        .map_err(|_| Counter::NoListener)
+}
+
+#[inline(always)]
+fn in_range(addr: &Addr) -> bool {
+    is_v4(addr) && addr[3] & CAPTURE_MASK == CAPTURE_NET
+}
+
+/// In-pod traffic is told by its remote address: the kernel drops packets from outside that claim a local one. The
+/// interface does not tell (a connection to the pod's own address arrives with its device's index, not loopback's).
+#[inline(always)]
+fn stays_in_pod(pod: &Netns, syn: &Syn) -> bool {
+    let (a, b) = (&syn.remote, &syn.local);
+    let same = a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+    same || is_loopback(&syn.remote) || is_own(pod, &syn.remote)
+}
+
+/// The 4-tuple of a connection that is about to be.
+struct Syn {
+    remote: Addr,
+    local: Addr,
+    remote_port: u16,
+    local_port: u16,
+}
+
+impl Syn {
+    #[inline(always)]
+    fn of(ctx: &SkLookupContext) -> Self {
+        // Every field is read whatever the family: reads in two branches would be merged into one at a computed
+        // offset, which the verifier refuses.
+        let (remote4, local4) = (read!(ctx, remote_ip4), read!(ctx, local_ip4));
+        let remote6 = [
+            read!(ctx, remote_ip6[0]),
+            read!(ctx, remote_ip6[1]),
+            read!(ctx, remote_ip6[2]),
+            read!(ctx, remote_ip6[3]),
+        ];
+        let local6 =
+            [read!(ctx, local_ip6[0]), read!(ctx, local_ip6[1]), read!(ctx, local_ip6[2]), read!(ctx, local_ip6[3])];
+        let v4 = read!(ctx, family) == AF_INET;
+        let remote = if v4 { v4_mapped(remote4) } else { remote6 };
+        let local = if v4 { v4_mapped(local4) } else { local6 };
+        Self {
+            remote,
+            local,
+            remote_port: u16::from_be(read!(ctx, remote_port)),
+            local_port: read!(ctx, local_port) as u16,
+        }
+    }
+
+    #[inline(always)]
+    fn key(&self) -> FlowKey {
+        FlowKey {
+            cookie: POD_COOKIE.load(),
+            client: self.remote,
+            server: self.local,
+            client_port: self.remote_port,
+            server_port: self.local_port,
+            pad: 0,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What TCP does with a captured socket: the original destination travels with the connection to the agent, and the
+//! real client with the agent's dial to the application.
+
+use agent_common::{Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_PORT, Counter, Endpoint, Flow, FlowKey, is_v4, v4_mapped};
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
+};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::debug;
+
+use crate::maps::{CAPTURED, DIALS, FLOWS, ORIGIN, count, store, stored};
+
+const AF_INET: u32 = 2;
+
+macro_rules! read {
+    ($ctx:expr, $($field:tt)+) => {
+        // SAFETY: the context is the program's own, and the field one that this program type may read.
+        unsafe { (&raw const (*$ctx.ops).$($field)+).read_volatile() }
+    };
+}
+
+/// One entry for all of TCP's callbacks.
+#[inline(always)]
+pub fn sock_ops(ctx: &SockOpsContext) {
+    let op = read!(ctx, op);
+    let closes = op == BPF_SOCK_OPS_STATE_CB && read!(ctx, __bindgen_anon_1.args[1]) == BPF_TCP_CLOSE;
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        announce(ctx);
+    } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        accepted(ctx);
+    } else if closes {
+        withdraw(ctx);
+    }
+}
+
+/// Before the SYN leaves: the agent will find the original destination under the connection's 4-tuple.
+#[inline(always)]
+fn announce(ctx: &SockOpsContext) {
+    let Some(sk) = socket(ctx) else { return };
+    let Some(original) = stored(&ORIGIN, sk) else { return };
+    let ends = Ends::of(ctx);
+    if ends.remote_port != CAPTURE_PORT {
+        return;
+    }
+    let cookie = cookie(ctx);
+    let flow = Flow { cookie, original: *original };
+    if FLOWS.insert(&ends.as_dialler(cookie), &flow, 0).is_err() {
+        count(Counter::FlowsFull);
+        return;
+    }
+    let flags = read!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+    // SAFETY: the context is the program's own; other programs' flags are kept.
+    unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, flags as i32) };
+    debug!(ctx, "announced a flow from port {}", ends.local_port);
+}
+
+/// A connection that never reached the agent leaves nothing behind.
+#[inline(always)]
+fn withdraw(ctx: &SockOpsContext) {
+    let Some(sk) = socket(ctx) else { return };
+    if stored(&ORIGIN, sk).is_none() {
+        return;
+    }
+    let ends = Ends::of(ctx);
+    if ends.remote_port == CAPTURE_PORT {
+        // ENOENT is the common case: PASSIVE_ESTABLISHED moved it.
+        let _ = FLOWS.remove(&ends.as_dialler(cookie(ctx)));
+    }
+}
+
+/// The 4-tuple's entry moves into the accepted socket: the agent's (`FLOWS`) or the application's (`DIALS`).
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    let ends = Ends::of(ctx);
+    if !in_range(&ends.remote) && ends.local_port != CAPTURE_PORT {
+        return;
+    }
+    let Some(sk) = socket(ctx) else { return };
+    let key = ends.as_acceptor(cookie(ctx));
+    if ends.local_port == CAPTURE_PORT {
+        // SAFETY: the entry is this connection's own; nobody writes it after TCP_CONNECT_CB.
+        let Some(flow) = (unsafe { FLOWS.get(&key) }) else { return };
+        if !store(&CAPTURED, sk, *flow) {
+            count(Counter::MoveFailed);
+        }
+        let _ = FLOWS.remove(&key);
+        return;
+    }
+    // SAFETY: the entry is this connection's own; the agent writes it before it connects.
+    let Some(client) = (unsafe { DIALS.get(&key) }) else { return };
+    let client: Endpoint = *client;
+    if !store(&ORIGIN, sk, client) {
+        count(Counter::MoveFailed);
+    }
+    let _ = DIALS.remove(&key);
+}
+
+#[inline(always)]
+fn in_range(addr: &Addr) -> bool {
+    is_v4(addr) && addr[3] & CAPTURE_MASK == CAPTURE_NET
+}
+
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> Option<*mut bpf_sock> {
+    let sk = read!(ctx, __bindgen_anon_2.sk);
+    (!sk.is_null()).then_some(sk)
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the context is the program's own.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// A socket's two ends.
+struct Ends {
+    local: Addr,
+    remote: Addr,
+    local_port: u16,
+    remote_port: u16,
+}
+
+impl Ends {
+    #[inline(always)]
+    fn of(ctx: &SockOpsContext) -> Self {
+        // Every field is read whatever the family: reads in two branches would be merged into one at a computed
+        // offset, which the verifier refuses.
+        let (local4, remote4) = (read!(ctx, local_ip4), read!(ctx, remote_ip4));
+        let local6 =
+            [read!(ctx, local_ip6[0]), read!(ctx, local_ip6[1]), read!(ctx, local_ip6[2]), read!(ctx, local_ip6[3])];
+        let remote6 = [
+            read!(ctx, remote_ip6[0]),
+            read!(ctx, remote_ip6[1]),
+            read!(ctx, remote_ip6[2]),
+            read!(ctx, remote_ip6[3]),
+        ];
+        let v4 = read!(ctx, family) == AF_INET;
+        let local = if v4 { v4_mapped(local4) } else { local6 };
+        let remote = if v4 { v4_mapped(remote4) } else { remote6 };
+        // `remote_port` is in network order in its upper half (little-endian), `local_port` in host order.
+        let remote_port = u32::from_be(read!(ctx, remote_port)) as u16;
+        Self { local, remote, local_port: read!(ctx, local_port) as u16, remote_port }
+    }
+
+    #[inline(always)]
+    fn as_dialler(&self, cookie: u64) -> FlowKey {
+        FlowKey {
+            cookie,
+            client: self.local,
+            server: self.remote,
+            client_port: self.local_port,
+            server_port: self.remote_port,
+            pad: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn as_acceptor(&self, cookie: u64) -> FlowKey {
+        FlowKey {
+            cookie,
+            client: self.remote,
+            server: self.local,
+            client_port: self.remote_port,
+            server_port: self.local_port,
+            pad: 0,
+        }
+    }
+}
+

@@ -1,0 +1,235 @@
+//! The agent's own connections inside a pod's namespace: tunnels to other pods, and dials to the application.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_common::{CAPTURE_MASK, CAPTURE_NET, FlowKey};
+use agent_core::address::{ClientAddr, PeerAddr};
+use nix::libc;
+use rand::Rng as _;
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+use tokio::net::TcpStream;
+
+use super::maps::addr;
+use super::pod::Attached;
+
+/// Why the agent's own connection could not be made.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// Every source port outside the pod's ephemeral range is in use towards this destination.
+    #[error("no source port is left in the pod for this destination")]
+    NoPort,
+    /// The destination refused.
+    #[error("refused")]
+    Refused,
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    /// Something else on the way.
+    #[error("{0}")]
+    Network(#[source] io::Error),
+    /// Our own side: the kernel would not let us make or tag the socket.
+    #[error("cannot make a socket in the pod: {0}")]
+    Ours(#[source] io::Error),
+}
+
+/// A connection to the application. While it lives, the application's kernel knows the real client.
+#[derive(Debug)]
+pub struct ApplicationDial {
+    // Fields drop in this order: the announcement must be gone before the 4-tuple can be used again.
+    announcement: Announcement,
+    socket: TcpStream,
+}
+
+impl ApplicationDial {
+    /// The socket, and what must be kept until after the socket is closed for good.
+    pub fn into_parts(self) -> (TcpStream, impl Send + 'static) {
+        (self.socket, self.announcement)
+    }
+}
+
+#[derive(Debug)]
+struct Announcement {
+    pod: Arc<Attached>,
+    key: FlowKey,
+}
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        if let Err(error) = self.pod.maps.withdraw_dial(&self.key) {
+            tracing::warn!(%error, pod = %self.pod.uid(), "cannot withdraw a dial");
+        }
+    }
+}
+
+impl Attached {
+    /// Connects from the pod's address to another pod's tunnel port. `start` spreads the search for a source port.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn dial_tunnel(
+        self: &Arc<Self>,
+        next_hop: PeerAddr,
+        start: usize,
+        limit: Duration,
+    ) -> Result<TcpStream, DialError> {
+        let destination = next_hop.socket_addr();
+        let same_family = |ip: &&IpAddr| ip.is_ipv4() == destination.is_ipv4();
+        let source = self
+            .addresses()
+            .iter()
+            .find(same_family)
+            .copied()
+            .ok_or_else(|| {
+                DialError::Ours(io::Error::new(
+                    io::ErrorKind::AddrNotAvailable,
+                    "the pod has no address of that family",
+                ))
+            })?;
+        let socket = self
+            .namespace
+            .inside(|| Ok(self.start_tunnel(source, destination, start)));
+        connected(socket.map_err(DialError::Ours)??, limit).await
+    }
+
+    /// Connects to the application, which will see `client` as its peer.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn dial_application(
+        self: &Arc<Self>,
+        destination: SocketAddr,
+        client: ClientAddr,
+        limit: Duration,
+    ) -> Result<ApplicationDial, DialError> {
+        let started = self
+            .namespace
+            .inside(|| Ok(self.start_application(destination, client)));
+        let (socket, announcement) = started.map_err(DialError::Ours)??;
+        let socket = connected(socket, limit).await?;
+        Ok(ApplicationDial {
+            announcement,
+            socket,
+        })
+    }
+
+    fn start_tunnel(
+        &self,
+        source: IpAddr,
+        destination: SocketAddr,
+        start: usize,
+    ) -> Result<Socket, DialError> {
+        for port in self.ports.from(start) {
+            let Some(socket) = self.bound_socket(SocketAddr::new(source, port))? else {
+                continue;
+            };
+            if begin_connect(&socket, destination)? {
+                return Ok(socket);
+            }
+        }
+        Err(DialError::NoPort)
+    }
+
+    fn start_application(
+        self: &Arc<Self>,
+        destination: SocketAddr,
+        client: ClientAddr,
+    ) -> Result<(Socket, Announcement), DialError> {
+        let source = IpAddr::V4(spread_source());
+        for port in self.ports.from(0) {
+            let Some(socket) = self.bound_socket(SocketAddr::new(source, port))? else {
+                continue;
+            };
+            let key = FlowKey {
+                cookie: self.cookie(),
+                client: addr(source),
+                server: addr(destination.ip()),
+                client_port: port,
+                server_port: destination.port(),
+                pad: 0,
+            };
+            // Announced before the SYN: a dial that the kernel can't announce is not made.
+            self.maps
+                .announce_dial(&key, client.socket_addr())
+                .map_err(DialError::Ours)?;
+            let announcement = Announcement {
+                pod: Arc::clone(self),
+                key,
+            };
+            if begin_connect(&socket, destination)? {
+                return Ok((socket, announcement));
+            }
+        }
+        Err(DialError::NoPort)
+    }
+
+    /// A socket in the pod's namespace, exempt from capture and bound; `None` if the port is taken.
+    fn bound_socket(&self, local: SocketAddr) -> Result<Option<Socket>, DialError> {
+        let domain = Domain::for_address(local);
+        let kind = Type::STREAM.cloexec().nonblocking();
+        let socket = Socket::new(domain, kind, Some(Protocol::TCP)).map_err(DialError::Ours)?;
+        if !self
+            .namespace
+            .holds(socket.as_fd())
+            .map_err(DialError::Ours)?
+        {
+            return Err(DialError::Ours(io::Error::other(
+                "the socket is not in the pod's namespace",
+            )));
+        }
+        self.maps.tag_own(socket.as_fd()).map_err(DialError::Ours)?;
+        socket.set_reuse_address(true).map_err(DialError::Ours)?;
+        socket
+            .set_linger(Some(Duration::ZERO))
+            .map_err(DialError::Ours)?;
+        socket.set_tcp_nodelay(true).map_err(DialError::Ours)?;
+        match socket.bind(&local.into()) {
+            Ok(()) => Ok(Some(socket)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+            Err(error) => Err(DialError::Ours(error)),
+        }
+    }
+}
+
+/// Sends the SYN. False if the 4-tuple is taken.
+fn begin_connect(socket: &Socket, destination: SocketAddr) -> Result<bool, DialError> {
+    match socket.connect(&destination.into()) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINPROGRESS) => Ok(true),
+            Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => Ok(false),
+            _ => Err(network(error)),
+        },
+    }
+}
+
+async fn connected(socket: Socket, limit: Duration) -> Result<TcpStream, DialError> {
+    let socket = TcpStream::from_std(socket.into()).map_err(DialError::Ours)?;
+    let writable = tokio::time::timeout(limit, socket.writable())
+        .await
+        .map_err(|_| DialError::TimedOut(limit))?;
+    writable.map_err(network)?;
+    match socket.take_error().map_err(network)? {
+        Some(error) => Err(network(error)),
+        None => Ok(socket),
+    }
+}
+
+fn network(error: io::Error) -> DialError {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => DialError::Refused,
+        _ => DialError::Network(error),
+    }
+}
+
+/// An address in 127.128.0.0/9, so that ports run out for each client and not for the application.
+fn spread_source() -> Ipv4Addr {
+    let mask = u32::from_be(CAPTURE_MASK);
+    // Neither the network's first address nor 127/8's broadcast address.
+    let host = rand::rng().random_range(1..!mask);
+    Ipv4Addr::from(u32::from_be(CAPTURE_NET) | host)
+}

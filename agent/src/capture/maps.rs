@@ -1,0 +1,264 @@
+//! The pinned maps, typed. The only place where the kernel's bytes become our types.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use agent_common::{
+    Addr, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, POD_ADDRESSES, UID_LEN, is_v4,
+    listener_slot, v4_mapped,
+};
+use agent_core::identity::PodUid;
+use aya::Ebpf;
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
+
+use super::StartError;
+
+/// Every map of one instance. Writes go through a lock that is never held across an `.await`.
+pub(super) struct Maps {
+    netns: Mutex<HashMap<MapData, u64, Netns>>,
+    mesh: Mutex<HashMap<MapData, Endpoint, Mesh>>,
+    flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
+    dials: Mutex<HashMap<MapData, FlowKey, Endpoint>>,
+    listeners: Mutex<SockMap<MapData>>,
+    own: Mutex<SkStorage<MapData, u32>>,
+    captured: SkStorage<MapData, Flow>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Maps")
+    }
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self, StartError> {
+        Ok(Self {
+            netns: Mutex::new(take(object, "NETNS")?),
+            mesh: Mutex::new(take(object, "MESH")?),
+            flows: Mutex::new(take(object, "FLOWS")?),
+            dials: Mutex::new(take(object, "DIALS")?),
+            listeners: Mutex::new(take(object, "LISTENERS")?),
+            own: Mutex::new(take(object, "OWN")?),
+            captured: take(object, "CAPTURED")?,
+            counters: take(object, "COUNTERS")?,
+        })
+    }
+
+    pub(super) fn set_netns(&self, cookie: u64, value: &Netns) -> io::Result<()> {
+        lock(&self.netns).insert(cookie, value, 0).map_err(io_error)
+    }
+
+    /// What the pins say of each namespace.
+    pub(super) fn all_netns(&self) -> io::Result<Vec<(u64, Netns)>> {
+        lock(&self.netns)
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(io_error)
+    }
+
+    /// Forgets a namespace, and every connection that was on its way in it.
+    pub(super) fn remove_netns(&self, cookie: u64) -> io::Result<()> {
+        absent_is_fine(lock(&self.netns).remove(&cookie))?;
+        remove_where(&mut *lock(&self.flows), |key| key.cookie == cookie)?;
+        self.remove_dials(cookie)
+    }
+
+    /// Forgets the dials of a namespace: they were those of an agent that is gone.
+    pub(super) fn remove_dials(&self, cookie: u64) -> io::Result<()> {
+        remove_where(&mut *lock(&self.dials), |key| key.cookie == cookie)
+    }
+
+    /// Makes `MESH` say exactly this: adds first, then deletes, so that no wanted entry is ever missing.
+    pub(super) fn set_mesh(&self, wanted: &std::collections::HashSet<Endpoint>) -> io::Result<()> {
+        let mut mesh = lock(&self.mesh);
+        let present: std::collections::HashSet<Endpoint> =
+            mesh.keys().collect::<Result<_, _>>().map_err(io_error)?;
+        for key in wanted.difference(&present) {
+            mesh.insert(
+                key,
+                Mesh {
+                    flags: 0,
+                    refuse_until: 0,
+                },
+                0,
+            )
+            .map_err(io_error)?;
+        }
+        for key in present.difference(wanted) {
+            absent_is_fine(mesh.remove(key))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_listener(
+        &self,
+        pod_index: u32,
+        slot: u32,
+        listener: &impl AsRawFd,
+    ) -> io::Result<()> {
+        lock(&self.listeners)
+            .set(listener_slot(pod_index, slot), listener, 0)
+            .map_err(io_error)
+    }
+
+    pub(super) fn clear_listener(&self, pod_index: u32, slot: u32) -> io::Result<()> {
+        let result = lock(&self.listeners).clear_index(&listener_slot(pod_index, slot));
+        // A closed listener has left its slot by itself; a SOCKMAP says that with EINVAL.
+        match result.map_err(io_error) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Exempts one of the agent's own sockets from capture.
+    pub(super) fn tag_own(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        lock(&self.own).insert(&socket, 1_u32, 0).map_err(io_error)
+    }
+
+    /// The captured connection behind a socket that the agent accepted, if it is one.
+    pub(super) fn captured(&self, socket: BorrowedFd<'_>) -> io::Result<Option<Flow>> {
+        match self.captured.get(&socket, 0) {
+            Ok(flow) => Ok(Some(flow)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(io_error(error)),
+        }
+    }
+
+    pub(super) fn announce_dial(&self, key: &FlowKey, client: SocketAddr) -> io::Result<()> {
+        lock(&self.dials)
+            .insert(key, endpoint(client), 0)
+            .map_err(io_error)
+    }
+
+    pub(super) fn withdraw_dial(&self, key: &FlowKey) -> io::Result<()> {
+        absent_is_fine(lock(&self.dials).remove(key))
+    }
+
+    /// How often the kernel programs counted this since the pins were made.
+    pub(super) fn count(&self, counter: Counter) -> io::Result<u64> {
+        let values = self.counters.get(&(counter as u32), 0).map_err(io_error)?;
+        Ok(values.iter().sum())
+    }
+}
+
+/// The kernel's form of an address.
+pub(super) fn addr(ip: IpAddr) -> Addr {
+    match ip {
+        IpAddr::V4(ip) => v4_mapped(u32::from_ne_bytes(ip.octets())),
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, e, f, g, h] = ip.segments();
+            [(a, b), (c, d), (e, f), (g, h)]
+                .map(|(high, low)| (u32::from(high) << 16 | u32::from(low)).to_be())
+        }
+    }
+}
+
+/// Our form of a kernel address.
+pub(super) fn ip(addr: &Addr) -> IpAddr {
+    if is_v4(addr) {
+        return Ipv4Addr::from(addr[3].to_ne_bytes()).into();
+    }
+    let mut octets = [0; 16];
+    for (octet, byte) in octets
+        .iter_mut()
+        .zip(addr.iter().flat_map(|word| word.to_ne_bytes()))
+    {
+        *octet = byte;
+    }
+    Ipv6Addr::from(octets).into()
+}
+
+/// The kernel's form of an address with its port.
+pub(super) fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint {
+        addr: addr(address.ip()),
+        port: address.port(),
+        pad: [0; 6],
+    }
+}
+
+/// A pod's first addresses, primary first, as `NETNS` holds them.
+pub(super) fn pod_addresses(addresses: &[IpAddr]) -> [Addr; POD_ADDRESSES] {
+    let mut all = [[0; 4]; POD_ADDRESSES];
+    for (slot, address) in all.iter_mut().zip(addresses) {
+        *slot = addr(*address);
+    }
+    all
+}
+
+/// A pod's UID as `NETNS` holds it.
+pub(super) fn uid_bytes(uid: &PodUid) -> [u8; UID_LEN] {
+    let mut bytes = [0; UID_LEN];
+    for (slot, byte) in bytes.iter_mut().zip(uid.as_str().bytes()) {
+        *slot = byte;
+    }
+    bytes
+}
+
+fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, StartError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = object
+        .take_map(name)
+        .ok_or(StartError::Map(name, MapError::KeyNotFound))?;
+    M::try_from(map).map_err(|error| StartError::Map(name, error))
+}
+
+fn remove_where<V: aya::Pod>(
+    map: &mut HashMap<MapData, FlowKey, V>,
+    stale: impl Fn(&FlowKey) -> bool,
+) -> io::Result<()> {
+    let keys: Vec<FlowKey> = map.keys().filter_map(Result::ok).filter(stale).collect();
+    for key in keys {
+        absent_is_fine(map.remove(&key))?;
+    }
+    Ok(())
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> io::Result<()> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        Err(error) => Err(io_error(error)),
+    }
+}
+
+fn io_error(error: MapError) -> io::Error {
+    match error {
+        MapError::SyscallError(error) => error.io_error,
+        other => io::Error::other(other),
+    }
+}
+
+// A panic while the lock was held can't have left a map half written: each call is one system call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_trip_into_the_kernel_form() {
+        for text in [
+            "10.77.1.10",
+            "127.128.0.1",
+            "0.0.0.0",
+            "fd00::1",
+            "2001:db8:1:2:3:4:5:6",
+            "::1",
+        ] {
+            let address: IpAddr = text.parse().unwrap_or(IpAddr::V4(Ipv4Addr::BROADCAST));
+            assert_eq!(ip(&addr(address)).to_string(), text);
+        }
+    }
+}

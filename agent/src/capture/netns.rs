@@ -1,0 +1,91 @@
+//! Work inside a pod's network namespace: one synchronous call that nothing can interleave, never across an `.await`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::syscall::netns_cookie;
+
+/// A network namespace, held open, and the way back home.
+#[derive(Clone, Debug)]
+pub(super) struct Namespace {
+    file: Arc<File>,
+    home: Arc<File>,
+    cookie: u64,
+    inode: u64,
+}
+
+impl Namespace {
+    /// Opens the namespace in this file and reads its cookie.
+    pub(super) fn open(path: &Path, home: &Arc<File>) -> io::Result<Self> {
+        let file = Arc::new(File::open(path)?);
+        let inode = file.metadata()?.ino();
+        let mut namespace = Self {
+            file,
+            home: Arc::clone(home),
+            cookie: 0,
+            inode,
+        };
+        namespace.cookie = namespace.inside(current_cookie)?;
+        Ok(namespace)
+    }
+
+    /// Names this namespace and no later one.
+    pub(super) fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// The inode, as link information tells it.
+    pub(super) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// For attaching a program.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Runs `work` with the calling thread inside the namespace, and comes back.
+    pub(super) fn inside<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        /// Goes home also when `work` panics.
+        struct Return<'a>(&'a File);
+        impl Drop for Return<'_> {
+            fn drop(&mut self) {
+                if setns(self.0, CloneFlags::CLONE_NEWNET).is_err() {
+                    // This thread would go on making sockets in somebody's pod.
+                    std::process::abort();
+                }
+            }
+        }
+        setns(&*self.file, CloneFlags::CLONE_NEWNET)?;
+        let _return = Return(&self.home);
+        work()
+    }
+
+    /// Whether a socket was made in this namespace.
+    pub(super) fn holds(&self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(netns_cookie(socket)? == self.cookie)
+    }
+}
+
+/// The namespace that the calling thread is in.
+pub(super) fn home() -> io::Result<Arc<File>> {
+    File::open("/proc/thread-self/ns/net").map(Arc::new)
+}
+
+/// The cookie of the namespace that the calling thread is in.
+pub(super) fn current_cookie() -> io::Result<u64> {
+    let probe = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    netns_cookie(probe.as_fd())
+}

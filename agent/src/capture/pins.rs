@@ -1,0 +1,142 @@
+//! Where an instance's kernel state lives: `<bpffs>/mantle/<instance>/abi<N>/`, and the lock that says it is in use.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use agent_common::ABI;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{CaptureConfig, StartError};
+
+/// One instance's pins, held under the instance's lock.
+#[derive(Debug)]
+pub(super) struct Pins {
+    instance: PathBuf,
+    directory: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Pins {
+    /// Takes the instance's lock and makes its directory; pins of another layout are left untouched.
+    pub(super) fn open(config: &CaptureConfig) -> Result<Self, StartError> {
+        let lock = lock(config)?;
+        let instance = config.bpffs.join("mantle").join(&config.instance);
+        let directory = instance.join(format!("abi{ABI}"));
+        if let Some(other) =
+            other_layout(&instance, &directory).map_err(|e| StartError::pins(&instance, e))?
+        {
+            return Err(StartError::OtherLayout(other));
+        }
+        let mut builder = fs::DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(|e| StartError::pins(&directory, e))?;
+        Ok(Self {
+            instance,
+            directory,
+            _lock: lock,
+        })
+    }
+
+    /// Takes the instance's lock for removing everything, whatever layout it has.
+    pub(super) fn open_any_layout(config: &CaptureConfig) -> Result<Self, StartError> {
+        let lock = lock(config)?;
+        let instance = config.bpffs.join("mantle").join(&config.instance);
+        Ok(Self {
+            directory: instance.join(format!("abi{ABI}")),
+            instance,
+            _lock: lock,
+        })
+    }
+
+    /// Where a map is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Where the link of a program at the cgroup root is pinned.
+    pub(super) fn cgroup_link(&self, program: &str) -> PathBuf {
+        self.directory.join(format!("link_{program}"))
+    }
+
+    /// Where the `sk_lookup` link of a pod's namespace is pinned; named by the cookie, which never comes again.
+    pub(super) fn pod_link(&self, cookie: u64) -> PathBuf {
+        self.directory.join(format!("pod_{cookie}"))
+    }
+
+    /// The cookies of all namespaces that have a pinned link.
+    pub(super) fn pod_links(&self) -> io::Result<Vec<u64>> {
+        let mut cookies = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let name = entry?.file_name();
+            cookies.extend(
+                name.to_str()
+                    .and_then(|name| name.strip_prefix("pod_")?.parse::<u64>().ok()),
+            );
+        }
+        Ok(cookies)
+    }
+
+    /// Removes every pin of this instance, of any layout. With the pins go the links, and with those the programs.
+    pub(super) fn remove_all(self) -> io::Result<usize> {
+        let mut removed = 0;
+        for layout in fs::read_dir(&self.instance)? {
+            let layout = layout?.path();
+            // Links first: a program without its maps' contents would still decide.
+            let mut pins: Vec<PathBuf> = fs::read_dir(&layout)?
+                .map(|e| e.map(|e| e.path()))
+                .collect::<io::Result<_>>()?;
+            pins.sort_by_key(|path| !is_link(path));
+            for pin in pins {
+                fs::remove_file(pin)?;
+                removed += 1;
+            }
+            fs::remove_dir(&layout)?;
+        }
+        fs::remove_dir(&self.instance)?;
+        Ok(removed)
+    }
+}
+
+fn is_link(path: &Path) -> bool {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    name.starts_with("link_") || name.starts_with("pod_")
+}
+
+fn lock(config: &CaptureConfig) -> Result<Flock<File>, StartError> {
+    fs::create_dir_all(&config.run_dir).map_err(|e| StartError::lock(&config.run_dir, e))?;
+    let path = config.run_dir.join(format!("{}.lock", config.instance));
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| StartError::lock(&path, e))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => StartError::InUse(path),
+        other => StartError::lock(&path, other.into()),
+    })
+}
+
+fn other_layout(instance: &Path, directory: &Path) -> io::Result<Option<PathBuf>> {
+    let entries = match fs::read_dir(instance) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path != directory {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}

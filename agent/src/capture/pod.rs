@@ -1,0 +1,145 @@
+//! A pod that is under our programs.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agent_common::{
+    FLAG_FAIL_OPEN, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED, STATE_KNOWN,
+};
+use agent_core::directory::{Fail, Mode, Pod};
+use agent_core::identity::PodUid;
+use aya::programs::ProgramError;
+use thiserror::Error;
+use tracing::warn;
+
+use super::maps::{Maps, pod_addresses, uid_bytes};
+use super::netns::Namespace;
+use super::ports::Ports;
+
+/// Why a pod can't be enrolled.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// The directory does not say where the pod's namespace is.
+    #[error("the directory gives no `netns` for it")]
+    NoNamespace,
+    /// The namespace can't be opened.
+    #[error("cannot open its network namespace {}: {source}", path.display())]
+    Namespace {
+        /// Where the directory says it is.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The pod is in the node's own namespace, or the agent's.
+    #[error(
+        "its network namespace is the node's or the agent's own: such a pod cannot be enrolled"
+    )]
+    NodeNamespace,
+    /// Two pods in one namespace can't be told apart.
+    #[error("pod {0} has the same network namespace")]
+    Shared(PodUid),
+    /// More addresses than the kernel's entry holds.
+    #[error("it has {0} addresses; at most {max} can be enrolled", max = agent_common::POD_ADDRESSES)]
+    TooManyAddresses(usize),
+    /// No slot is left.
+    #[error("this instance already holds {max} pods", max = agent_common::MAX_PODS)]
+    Full,
+    /// The kernel refused the pod's program.
+    #[error("the kernel refuses its program: {0}")]
+    Program(Box<ProgramError>),
+    /// The kernel refused something else.
+    #[error("the kernel refuses it: {0}")]
+    Kernel(#[source] io::Error),
+}
+
+/// A pod whose namespace is under our programs.
+#[derive(Debug)]
+pub struct Attached {
+    uid: PodUid,
+    addresses: Vec<IpAddr>,
+    index: u32,
+    pub(super) namespace: Namespace,
+    pub(super) ports: Ports,
+    pub(super) maps: Arc<Maps>,
+}
+
+impl Attached {
+    pub(super) fn new(
+        pod: &Pod,
+        namespace: Namespace,
+        index: u32,
+        maps: Arc<Maps>,
+    ) -> Result<Self, AttachError> {
+        let ports = namespace
+            .inside(Ports::of_current_namespace)
+            .map_err(AttachError::Kernel)?;
+        if ports.inside_ephemeral() {
+            warn!(pod = %pod.uid, "ip_local_port_range leaves no port for the agent's sockets; they can meet the pod's own");
+        }
+        Ok(Self {
+            uid: pod.uid.clone(),
+            addresses: pod.addresses.clone(),
+            index,
+            namespace,
+            ports,
+            maps,
+        })
+    }
+
+    /// The pod's UID.
+    pub fn uid(&self) -> &PodUid {
+        &self.uid
+    }
+
+    /// The pod's addresses, primary first.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Tells the kernel to leave the pod alone for now, but to know it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn hold(&self, pod: &Pod) -> io::Result<()> {
+        self.set(pod, STATE_KNOWN)
+    }
+
+    /// Tells the kernel to capture the pod's connections, under the pod's mode. Without listeners in their slots this
+    /// refuses.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn enroll(&self, pod: &Pod) -> io::Result<()> {
+        self.set(pod, STATE_ENROLLED)
+    }
+
+    fn set(&self, pod: &Pod, state: u8) -> io::Result<()> {
+        let mode = match pod.mode {
+            Mode::Permissive => MODE_PERMISSIVE,
+            Mode::Strict => MODE_STRICT,
+        };
+        let flags = match pod.fail {
+            Fail::Closed => 0,
+            Fail::Open => FLAG_FAIL_OPEN,
+        };
+        let value = Netns {
+            state,
+            mode,
+            flags,
+            pod_index: self.index,
+            addresses: pod_addresses(&self.addresses),
+            uid: uid_bytes(&self.uid),
+        };
+        self.maps.set_netns(self.namespace.cookie(), &value)
+    }
+
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
+
+    pub(super) fn cookie(&self) -> u64 {
+        self.namespace.cookie()
+    }
+}

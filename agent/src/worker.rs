@@ -1,0 +1,165 @@
+//! The data plane's threads. Each runs a runtime of its own and owns its sockets: a connection never changes thread.
+
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+
+use agent_core::identity::PodUid;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, LocalSet};
+use tracing::{debug, error};
+
+use crate::capture::{Attached, CaptureError, InboundListener, OutboundListener};
+use crate::inbound::{self, Inbound};
+use crate::outbound::{self, Outbound};
+use crate::plane::Plane;
+
+/// The threads, and which of them serves which pod.
+pub struct Workers {
+    threads: Vec<mpsc::UnboundedSender<Order>>,
+    serving: HashMap<PodUid, usize>,
+}
+
+enum Order {
+    Serve(Arc<Attached>, oneshot::Sender<io::Result<()>>),
+    Stop(PodUid, oneshot::Sender<()>),
+}
+
+impl Workers {
+    /// Starts the threads. They end when this value and every connection on them are gone.
+    ///
+    /// # Errors
+    /// The system's, if a thread can't be made.
+    pub fn start(count: usize, plane: &Plane) -> io::Result<Self> {
+        let mut threads = Vec::new();
+        for number in 0..count {
+            let (orders, inbox) = mpsc::unbounded_channel();
+            let plane = plane.clone();
+            thread::Builder::new().name(format!("plane-{number}")).spawn(move || run(inbox, plane))?;
+            threads.push(orders);
+        }
+        Ok(Self { threads, serving: HashMap::new() })
+    }
+
+    /// Opens the pod's listeners on one of the threads and puts them into their slots.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn serve(&mut self, pod: &Arc<Attached>) -> io::Result<()> {
+        let thread = self.least_busy();
+        let (answer, answered) = oneshot::channel();
+        self.order(thread, Order::Serve(Arc::clone(pod), answer))?;
+        answered.await.map_err(|_| thread_gone())??;
+        self.serving.insert(pod.uid().clone(), thread);
+        Ok(())
+    }
+
+    /// Closes the pod's listeners; connections that they accepted go on.
+    pub async fn stop(&mut self, uid: &PodUid) {
+        let Some(thread) = self.serving.remove(uid) else { return };
+        let (answer, answered) = oneshot::channel();
+        if self.order(thread, Order::Stop(uid.clone(), answer)).is_ok() {
+            // An error says that the thread is gone, and with it the listeners.
+            let _ = answered.await;
+        }
+    }
+
+    /// Closes every listener.
+    pub async fn stop_all(&mut self) {
+        let uids: Vec<PodUid> = self.serving.keys().cloned().collect();
+        for uid in uids {
+            self.stop(&uid).await;
+        }
+    }
+
+    fn least_busy(&self) -> usize {
+        let load = |thread: &usize| self.serving.values().filter(|&busy| busy == thread).count();
+        (0..self.threads.len()).min_by_key(load).unwrap_or(0)
+    }
+
+    fn order(&self, thread: usize, order: Order) -> io::Result<()> {
+        let sender = self.threads.get(thread).ok_or_else(thread_gone)?;
+        sender.send(order).map_err(|_| thread_gone())
+    }
+}
+
+fn thread_gone() -> io::Error {
+    io::Error::other("a data plane thread is gone")
+}
+
+fn run(mut inbox: mpsc::UnboundedReceiver<Order>, plane: Plane) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "a data plane thread has no runtime");
+            return;
+        }
+    };
+    let local = LocalSet::new();
+    local.spawn_local(async move {
+        let outbound = Outbound::new(plane.clone());
+        let inbound = Inbound::new(plane);
+        let mut serving: HashMap<PodUid, [JoinHandle<()>; 2]> = HashMap::new();
+        while let Some(order) = inbox.recv().await {
+            match order {
+                Order::Serve(pod, answer) => {
+                    let result = serve(&pod, &outbound, &inbound).map(|tasks| {
+                        serving.insert(pod.uid().clone(), tasks);
+                    });
+                    let _ = answer.send(result);
+                }
+                Order::Stop(uid, answer) => {
+                    for task in serving.remove(&uid).into_iter().flatten() {
+                        task.abort();
+                        // The listener is closed when the task is gone, not when it has been told to go.
+                        let _ = task.await;
+                    }
+                    let _ = answer.send(());
+                }
+            }
+        }
+    });
+    // The set ends when the last connection does, not with the orders.
+    runtime.block_on(local);
+}
+
+fn serve(pod: &Arc<Attached>, outbound: &Rc<Outbound>, inbound: &Rc<Inbound>) -> io::Result<[JoinHandle<()>; 2]> {
+    let (out_listener, in_listener) = pod.listen()?;
+    out_listener.serve()?;
+    in_listener.serve()?;
+    let out_task = tokio::task::spawn_local(accept_outbound(out_listener, Arc::clone(pod), Rc::clone(outbound)));
+    let in_task = tokio::task::spawn_local(accept_inbound(in_listener, Arc::clone(pod), Rc::clone(inbound)));
+    Ok([out_task, in_task])
+}
+
+async fn accept_outbound(listener: OutboundListener, pod: Arc<Attached>, outbound: Rc<Outbound>) {
+    loop {
+        match listener.accept().await {
+            Ok(captured) => {
+                tokio::task::spawn_local(outbound::connection(Rc::clone(&outbound), Arc::clone(&pod), captured));
+            }
+            Err(error) => pause_after(&error).await,
+        }
+    }
+}
+
+async fn accept_inbound(listener: InboundListener, pod: Arc<Attached>, inbound: Rc<Inbound>) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, peer)) => {
+                tokio::task::spawn_local(inbound::tunnel(Rc::clone(&inbound), Arc::clone(&pod), socket, peer));
+            }
+            Err(error) => pause_after(&error).await,
+        }
+    }
+}
+
+/// Accepting fails again at once while descriptors are short: that must not become a busy loop.
+async fn pause_after(error: &CaptureError) {
+    debug!(%error, "did not accept");
+    if let CaptureError::Accept(_) = error {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
