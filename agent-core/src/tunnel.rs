@@ -20,8 +20,6 @@ mod early;
 mod frame;
 mod open;
 mod reason;
-#[cfg(test)]
-mod simulation;
 
 pub use acceptor::{Acceptor, AcceptorEvent};
 pub use bind::{Bound, bind_open};
@@ -95,3 +93,6 @@ enum Incoming {
     /// FIN has arrived, and our application socket has the last byte.
     Delivered,
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,14 +43,11 @@ fn script() -> impl Strategy<Value = Vec<u8>> {
         step.extend(vec![1; length.into()]);
         step
     });
-    prop::collection::vec(prop_oneof![9 => operation, 1 => frame], 0..200)
-        .prop_map(|steps| steps.concat())
+    prop::collection::vec(prop_oneof![9 => operation, 1 => frame], 0..200).prop_map(|steps| steps.concat())
 }
 
 fn replay(target: &str, check: fn(&[u8])) {
-    let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../fuzz/seeds")
-        .join(target);
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(target);
     let mut seen = 0;
     for seed in std::fs::read_dir(seeds).unwrap() {
         check(&std::fs::read(seed.unwrap().path()).unwrap());

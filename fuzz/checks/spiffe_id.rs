@@ -29,10 +29,6 @@ fn check_id(text: &str, id: &SpiffeId) {
     assert_eq!(parts[..2], ["spiffe:", ""]);
     assert_eq!(parts[2], id.trust_domain().as_str());
     assert!(parts.len() > 3);
-    assert!(
-        parts[3..]
-            .iter()
-            .all(|part| !["", ".", ".."].contains(part))
-    );
+    assert!(parts[3..].iter().all(|part| !["", ".", ".."].contains(part)));
     assert!(parts[2].parse::<TrustDomain>().is_ok());
 }

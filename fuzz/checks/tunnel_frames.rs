@@ -5,8 +5,8 @@
 
 use agent_core::address::{ClientAddr, OriginalDst};
 use agent_core::tunnel::{
-    Acceptor, AcceptorEvent, Body, ConnectionId, Dialler, DiallerEvent, Extensions, Frames, HEADER,
-    MAX_PAYLOAD, Open, RefuseReason, ResetReason,
+    Acceptor, AcceptorEvent, Body, ConnectionId, Dialler, DiallerEvent, Extensions, Frames, HEADER, MAX_PAYLOAD, Open,
+    RefuseReason, ResetReason,
 };
 
 pub(crate) fn check(bytes: &[u8]) {
@@ -35,16 +35,13 @@ pub(crate) fn check(bytes: &[u8]) {
 
 /// There is one way to write what can be read, and it ends where it was cut.
 fn check_frames(record: &[u8]) {
-    let mut frames = Frames::of(record);
+    let mut frames = Frames::new(record);
     let mut again = Vec::new();
     let mut read = 0;
     while let Some(Ok(frame)) = frames.next() {
         assert!(frame.encode(&mut again).is_ok());
         if let Body::Data(bytes) = frame.body {
-            assert_eq!(
-                bytes,
-                &record[frames.position() - bytes.len()..frames.position()]
-            );
+            assert_eq!(bytes, &record[frames.position() - bytes.len()..frames.position()]);
         }
         assert!(frames.position() >= read + HEADER);
         read = frames.position();
@@ -77,7 +74,7 @@ impl Ends {
     }
 
     fn dialler_receives(&mut self, record: &[u8]) {
-        let mut frames = Frames::of(record);
+        let mut frames = Frames::new(record);
         loop {
             let closed = self.dialler.is_closed();
             match self.dialler.receive(&mut frames, &mut self.to_acceptor) {
@@ -105,7 +102,7 @@ impl Ends {
     }
 
     fn acceptor_receives(&mut self, record: &[u8]) {
-        let mut frames = Frames::of(record);
+        let mut frames = Frames::new(record);
         loop {
             let closed = self.acceptor.is_closed();
             match self.acceptor.receive(&mut frames, &mut self.to_dialler) {
@@ -189,7 +186,7 @@ impl Ends {
     fn check(&self) {
         for out in [&self.to_acceptor, &self.to_dialler] {
             for record in records(out) {
-                assert!(Frames::of(record).all(|frame| frame.is_ok()));
+                assert!(Frames::new(record).all(|frame| frame.is_ok()));
             }
         }
         assert!(!(self.dialler.is_idle() && self.dialler.is_closed()));

@@ -85,20 +85,11 @@ fn anything_but_a_canonical_id_is_refused() {
 fn an_id_has_at_most_2048_bytes_and_a_trust_domain_255() {
     let id = |length: usize| format!("spiffe://a/{}", "b".repeat(length - 11));
     id(2048).parse::<SpiffeId>().unwrap();
-    assert_eq!(
-        id(2049).parse::<SpiffeId>(),
-        Err(IdentityError::TooLong(2048))
-    );
-    assert_eq!(
-        id(1 << 20).parse::<SpiffeId>(),
-        Err(IdentityError::TooLong(2048))
-    );
+    assert_eq!(id(2049).parse::<SpiffeId>(), Err(IdentityError::TooLong(2048)));
+    assert_eq!(id(1 << 20).parse::<SpiffeId>(), Err(IdentityError::TooLong(2048)));
     let domain = |length| "d".repeat(length);
     domain(255).parse::<TrustDomain>().unwrap();
-    assert_eq!(
-        domain(256).parse::<TrustDomain>(),
-        Err(IdentityError::TooLong(255))
-    );
+    assert_eq!(domain(256).parse::<TrustDomain>(), Err(IdentityError::TooLong(255)));
     let within = format!("spiffe://{}/b", domain(256));
     assert_eq!(within.parse::<SpiffeId>(), Err(IdentityError::TooLong(255)));
 }
@@ -125,24 +116,13 @@ fn a_service_account_has_one_id() {
 
 #[test]
 fn a_pod_uid_is_short_and_plain() {
-    for text in [
-        "0f2b8a52-8d1c-4a34-9d0e-5f1c2b3a4d5e",
-        "0123456789abcdef0123456789abcdef",
-        "A",
-    ] {
+    for text in ["0f2b8a52-8d1c-4a34-9d0e-5f1c2b3a4d5e", "0123456789abcdef0123456789abcdef", "A"] {
         assert_eq!(text.parse::<PodUid>().unwrap().as_str(), text);
     }
     "u".repeat(63).parse::<PodUid>().unwrap();
-    assert_eq!(
-        "u".repeat(64).parse::<PodUid>(),
-        Err(IdentityError::TooLong(63))
-    );
+    assert_eq!("u".repeat(64).parse::<PodUid>(), Err(IdentityError::TooLong(63)));
     for text in ["", "a b", "a/b", "a.b", "a_b", "\u{e4}", "a\0", "a\n"] {
-        assert_eq!(
-            text.parse::<PodUid>(),
-            Err(IdentityError::PodUid),
-            "{text:?}"
-        );
+        assert_eq!(text.parse::<PodUid>(), Err(IdentityError::PodUid), "{text:?}");
     }
 }
 

@@ -47,11 +47,7 @@ pub fn bind_open(
     if !vouched || !is_reachable(client.ip()) || client.port() == 0 {
         return Err(RefuseReason::ClientAddress);
     }
-    Ok(Bound {
-        destination,
-        client,
-        id: open.id,
-    })
+    Ok(Bound { destination, client, id: open.id })
 }
 
 impl Bound {

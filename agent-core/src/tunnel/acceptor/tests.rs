@@ -36,8 +36,7 @@ fn each_frame_in_each_state() {
             let mut out = Vec::new();
             let result = feed(&mut acceptor, &[(3, body)], &mut out);
             match (*expect, result) {
-                ("!", Err(Violation::Unexpected { frame, .. }))
-                | ("n", Err(Violation::Number { frame, .. })) => {
+                ("!", Err(Violation::Unexpected { frame, .. })) | ("n", Err(Violation::Number { frame, .. })) => {
                     assert_eq!(frame, body.frame_type());
                     assert_closed_by_violation(&acceptor, current, &out);
                 }
@@ -63,11 +62,7 @@ fn a_wrong_number_closes_in_each_state() {
                     continue;
                 }
                 let mut out = Vec::new();
-                let violation = Violation::Number {
-                    frame: body.frame_type(),
-                    number,
-                    current: 3,
-                };
+                let violation = Violation::Number { frame: body.frame_type(), number, current: 3 };
                 let result = feed(&mut acceptor, &[(number, body)], &mut out);
                 assert_eq!(result, Err(violation), "{body:?} while {state}");
                 assert_closed_by_violation(&acceptor, current, &out);
@@ -121,11 +116,7 @@ fn what_the_application_may_do_in_each_state() {
         assert!(in_state(state).data_header(0).is_err());
         assert!(in_state(state).data_header(MAX_PAYLOAD + 1).is_err());
         let mut out = Vec::new();
-        assert_eq!(
-            in_state(state).finish(&mut out).is_ok(),
-            may_send,
-            "{state}"
-        );
+        assert_eq!(in_state(state).finish(&mut out).is_ok(), may_send, "{state}");
         assert_eq!(out.is_empty(), !may_send);
         out.clear();
         let delivered = in_state(state).delivered(&mut out);
@@ -137,10 +128,7 @@ fn what_the_application_may_do_in_each_state() {
         out.clear();
         let refused = in_state(state).refuse(RefuseReason::Denied, &mut out);
         assert_eq!(refused.is_ok(), opening, "{state}");
-        assert_eq!(
-            out == bytes(3, Body::Refused(RefuseReason::Denied)),
-            opening
-        );
+        assert_eq!(out == bytes(3, Body::Refused(RefuseReason::Denied)), opening);
         assert_eq!(in_state(state).is_opening(), opening);
         assert_eq!(in_state(state).is_idle(), !is_current(&in_state(state)));
     }
@@ -201,11 +189,7 @@ fn an_open_above_last_is_discarded() {
         acceptor.retire(&mut out);
         acceptor.retire(&mut out);
         assert_eq!(out, bytes(3, Body::Retire));
-        let late = [
-            (4, Body::Open(open())),
-            (4, Body::Data(b"not served")),
-            (4, Body::Fin),
-        ];
+        let late = [(4, Body::Open(open())), (4, Body::Data(b"not served")), (4, Body::Fin)];
         assert_eq!(feed(&mut acceptor, &late, &mut Vec::new()), Ok(0));
         assert_eq!((acceptor.number(), acceptor.is_idle()), (3, true));
         assert!(acceptor.is_retired());
@@ -245,7 +229,7 @@ fn a_retiring_acceptor_serves_the_current_connection_to_its_end() {
     feed(&mut acceptor, &[(3, Body::Fin)], &mut out).unwrap();
     acceptor.delivered(&mut out).unwrap();
     assert_eq!(label(&acceptor), "idle R");
-    let frames: Vec<_> = Frames::of(&out).map(|f| f.unwrap().body).collect();
+    let frames: Vec<_> = Frames::new(&out).map(|f| f.unwrap().body).collect();
     assert_eq!(frames, [Body::Retire, Body::Opened, Body::Fin, Body::Done]);
 }
 
@@ -254,12 +238,7 @@ fn numbers_end() {
     let mut acceptor = in_state("idle");
     acceptor.number = u32::MAX;
     for number in [0, 1, u32::MAX] {
-        feed(
-            &mut acceptor,
-            &[(number, Body::Open(open()))],
-            &mut Vec::new(),
-        )
-        .unwrap_err();
+        feed(&mut acceptor, &[(number, Body::Open(open()))], &mut Vec::new()).unwrap_err();
         acceptor.state = State::Idle { late: None };
     }
 }
@@ -268,7 +247,7 @@ fn numbers_end() {
 fn malformed_bytes_close() {
     let mut acceptor = in_state("open");
     let mut out = Vec::new();
-    let result = acceptor.receive(&mut Frames::of(&[0xff; 40]), &mut out);
+    let result = acceptor.receive(&mut Frames::new(&[0xff; 40]), &mut out);
     assert_eq!(result, Err(Violation::Malformed(Malformed::Type(0xff))));
     assert_closed_by_violation(&acceptor, true, &out);
 }
@@ -348,11 +327,8 @@ fn is_current(acceptor: &Acceptor) -> bool {
 }
 
 fn assert_closed_by_violation(acceptor: &Acceptor, current: bool, out: &[u8]) {
-    let (end, reset) = if current {
-        ("reset", bytes(3, Body::Reset(ResetReason::Protocol)))
-    } else {
-        ("clean", Vec::new())
-    };
+    let (end, reset) =
+        if current { ("reset", bytes(3, Body::Reset(ResetReason::Protocol))) } else { ("clean", Vec::new()) };
     assert_eq!(label(acceptor), end);
     assert_eq!(out, reset);
 }
@@ -386,16 +362,9 @@ fn bytes(number: u32, body: Body<'_>) -> Vec<u8> {
 }
 
 /// Receives the frames as one record. Returns how many events they gave.
-fn feed(
-    acceptor: &mut Acceptor,
-    frames: &[(u32, Body<'_>)],
-    out: &mut Vec<u8>,
-) -> Result<usize, Violation> {
-    let record: Vec<u8> = frames
-        .iter()
-        .flat_map(|(n, body)| bytes(*n, *body))
-        .collect();
-    let mut frames = Frames::of(&record);
+fn feed(acceptor: &mut Acceptor, frames: &[(u32, Body<'_>)], out: &mut Vec<u8>) -> Result<usize, Violation> {
+    let record: Vec<u8> = frames.iter().flat_map(|(n, body)| bytes(*n, *body)).collect();
+    let mut frames = Frames::new(&record);
     let mut events = 0;
     while acceptor.receive(&mut frames, out)?.is_some() {
         events += 1;

@@ -49,11 +49,7 @@ fn the_destination_is_never_local() {
     ];
     for destination in local {
         let refusal = check(destination, "10.0.0.1:40000");
-        assert_eq!(
-            refusal,
-            Err(RefuseReason::ForbiddenDestination),
-            "{destination}"
-        );
+        assert_eq!(refusal, Err(RefuseReason::ForbiddenDestination), "{destination}");
     }
 }
 
@@ -71,18 +67,9 @@ fn not_even_if_the_directory_lists_it() {
 
 #[test]
 fn the_destination_is_no_port_of_ours() {
-    for destination in [
-        "10.0.0.2:15008",
-        "10.0.0.2:15001",
-        "10.0.0.2:0",
-        "[fd00::2]:15008",
-    ] {
+    for destination in ["10.0.0.2:15008", "10.0.0.2:15001", "10.0.0.2:0", "[fd00::2]:15008"] {
         let refusal = check(destination, "10.0.0.1:40000");
-        assert_eq!(
-            refusal,
-            Err(RefuseReason::ForbiddenDestination),
-            "{destination}"
-        );
+        assert_eq!(refusal, Err(RefuseReason::ForbiddenDestination), "{destination}");
     }
 }
 
@@ -98,10 +85,7 @@ fn the_client_is_the_tunnels_peer_or_the_certificates_pod() {
 #[test]
 fn a_client_without_a_pod_is_the_tunnels_peer() {
     let world = World::new();
-    let elsewhere = open(
-        "10.0.0.2:80".parse().unwrap(),
-        "[fd00::1]:1".parse().unwrap(),
-    );
+    let elsewhere = open("10.0.0.2:80".parse().unwrap(), "[fd00::1]:1".parse().unwrap());
     let refusal = bind_open(&world.directory, &world.server, None, peer(), &elsewhere);
     assert_eq!(refusal, Err(RefuseReason::ClientAddress));
     let same = open("10.0.0.2:80".parse().unwrap(), client());
@@ -111,13 +95,7 @@ fn a_client_without_a_pod_is_the_tunnels_peer() {
 #[test]
 fn the_client_is_never_local() {
     let world = World::new();
-    for client in [
-        "127.0.0.1:1",
-        "169.254.1.1:1",
-        "0.0.0.0:1",
-        "[fe80::1]:1",
-        "[::1]:1",
-    ] {
+    for client in ["127.0.0.1:1", "169.254.1.1:1", "0.0.0.0:1", "[fe80::1]:1", "[::1]:1"] {
         let client: SocketAddr = client.parse().unwrap();
         let open = open("10.0.0.2:80".parse().unwrap(), client);
         let uid = Some(&world.client.uid);
@@ -133,11 +111,7 @@ fn the_client_is_never_local() {
 fn an_unknown_extension_refuses_only_if_critical() {
     let world = World::new();
     for (critical, expect) in [(false, None), (true, Some(RefuseReason::UnknownExtension))] {
-        let extension = Extension {
-            kind: 77,
-            critical,
-            value: b"?",
-        };
+        let extension = Extension { kind: 77, critical, value: b"?" };
         let mut bytes = Vec::new();
         assert!(extension.encode(&mut bytes));
         let mut open = open("10.0.0.2:80".parse().unwrap(), client());
@@ -161,11 +135,7 @@ impl World {
         // Client and server each claim an address that the third pod already has.
         let client = pod("client", &[ip("10.0.0.1"), ip("fd00::1"), ip("10.0.0.4")]);
         let server = pod("server", &[ip("10.0.0.2"), ip("fd00::2"), ip("10.0.0.3")]);
-        Self {
-            directory: directory(vec![third, client.clone(), server.clone()]),
-            client,
-            server,
-        }
+        Self { directory: directory(vec![third, client.clone(), server.clone()]), client, server }
     }
 }
 

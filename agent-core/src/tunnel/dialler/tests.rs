@@ -58,11 +58,7 @@ fn a_wrong_number_closes_in_each_state() {
                 let current = is_current(&dialler);
                 let mut out = Vec::new();
                 let result = feed(&mut dialler, &[(number, body)], &mut out);
-                let violation = Violation::Number {
-                    frame: body.frame_type(),
-                    number,
-                    current: 3,
-                };
+                let violation = Violation::Number { frame: body.frame_type(), number, current: 3 };
                 assert_eq!(result, Err(violation), "{body:?} while {state}");
                 assert_closed_by_violation(&dialler, current, &out);
             }
@@ -139,10 +135,7 @@ fn misuse_changes_nothing() {
         assert_eq!(label(&dialler), *state);
     }
     let misuse = Dialler::new(0).delivered().unwrap_err();
-    assert_eq!(
-        misuse.to_string(),
-        "cannot say that all is delivered while idle"
-    );
+    assert_eq!(misuse.to_string(), "cannot say that all is delivered while idle");
 }
 
 #[test]
@@ -161,7 +154,7 @@ fn at_most_one_data_frame_precedes_opened() {
 fn data_is_given_in_place_and_may_share_openeds_record() {
     let mut dialler = in_state("opening");
     let record = [bytes(3, Body::Opened), bytes(3, Body::Data(b"hello"))].concat();
-    let mut frames = Frames::of(&record);
+    let mut frames = Frames::new(&record);
     let mut out = Vec::new();
     let opened = dialler.receive(&mut frames, &mut out).unwrap();
     assert_eq!(opened, Some(DiallerEvent::Opened));
@@ -177,7 +170,7 @@ fn an_open_above_last_is_repeated_elsewhere() {
     for state in ["opening", "opening early", "opening fin"] {
         let mut dialler = in_state(state);
         let record = bytes(2, Body::Retire);
-        let event = dialler.receive(&mut Frames::of(&record), &mut Vec::new());
+        let event = dialler.receive(&mut Frames::new(&record), &mut Vec::new());
         assert_eq!(event, Ok(Some(DiallerEvent::Repeat)));
         assert!(dialler.is_closed() && dialler.keeps_early());
         assert_eq!(dialler.transport_ended(), End::Repeat);
@@ -190,10 +183,7 @@ fn an_open_above_last_is_repeated_elsewhere() {
 
 #[test]
 fn a_retired_tunnel_closes_when_its_connection_is_over() {
-    for (state, last) in [
-        ("open > <<", Body::Done),
-        ("opening", Body::Refused(RefuseReason::Denied)),
-    ] {
+    for (state, last) in [("open > <<", Body::Done), ("opening", Body::Refused(RefuseReason::Denied))] {
         for by_peer in [true, false] {
             let mut dialler = in_state(state);
             if by_peer {
@@ -219,12 +209,7 @@ fn a_tunnel_is_used_max_uses_times() {
     let mut out = Vec::new();
     let mut once = Dialler::new(1);
     once.open(&open(), &mut out).unwrap();
-    feed(
-        &mut once,
-        &[(1, Body::Refused(RefuseReason::Denied))],
-        &mut out,
-    )
-    .unwrap();
+    feed(&mut once, &[(1, Body::Refused(RefuseReason::Denied))], &mut out).unwrap();
     assert_eq!(label(&once), "clean");
     let mut twice = Dialler::new(2);
     assert_eq!(carry(&mut twice), 1);
@@ -243,7 +228,7 @@ fn malformed_bytes_close() {
     let mut record = bytes(3, Body::Data(b"x"));
     record.push(0);
     let mut out = Vec::new();
-    let mut frames = Frames::of(&record);
+    let mut frames = Frames::new(&record);
     let event = dialler.receive(&mut frames, &mut out);
     assert_eq!(event, Ok(Some(DiallerEvent::Data(b"x"))));
     let result = dialler.receive(&mut frames, &mut out);
@@ -263,12 +248,7 @@ fn carry(dialler: &mut Dialler) -> u32 {
     let mut out = Vec::new();
     let number = dialler.open(&open(), &mut out).unwrap();
     dialler.finish(&mut out).unwrap();
-    feed(
-        dialler,
-        &[(number, Body::Opened), (number, Body::Fin)],
-        &mut out,
-    )
-    .unwrap();
+    feed(dialler, &[(number, Body::Opened), (number, Body::Fin)], &mut out).unwrap();
     dialler.delivered().unwrap();
     feed(dialler, &[(number, Body::Done)], &mut out).unwrap();
     assert_eq!(dialler.number(), number);
@@ -347,11 +327,8 @@ fn is_current(dialler: &Dialler) -> bool {
 }
 
 fn assert_closed_by_violation(dialler: &Dialler, current: bool, out: &[u8]) {
-    let (end, reset) = if current {
-        ("reset", bytes(3, Body::Reset(ResetReason::Protocol)))
-    } else {
-        ("clean", Vec::new())
-    };
+    let (end, reset) =
+        if current { ("reset", bytes(3, Body::Reset(ResetReason::Protocol))) } else { ("clean", Vec::new()) };
     assert_eq!(label(dialler), end);
     assert_eq!(out, reset);
 }
@@ -385,16 +362,9 @@ fn bytes(number: u32, body: Body<'_>) -> Vec<u8> {
 }
 
 /// Receives the frames as one record. Returns how many events they gave.
-fn feed(
-    dialler: &mut Dialler,
-    frames: &[(u32, Body<'_>)],
-    out: &mut Vec<u8>,
-) -> Result<usize, Violation> {
-    let record: Vec<u8> = frames
-        .iter()
-        .flat_map(|(n, body)| bytes(*n, *body))
-        .collect();
-    let mut frames = Frames::of(&record);
+fn feed(dialler: &mut Dialler, frames: &[(u32, Body<'_>)], out: &mut Vec<u8>) -> Result<usize, Violation> {
+    let record: Vec<u8> = frames.iter().flat_map(|(n, body)| bytes(*n, *body)).collect();
+    let mut frames = Frames::new(&record);
     let mut events = 0;
     while dialler.receive(&mut frames, out)?.is_some() {
         events += 1;

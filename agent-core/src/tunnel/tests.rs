@@ -342,9 +342,7 @@ impl Link {
             return false;
         }
         let mut frames = Vec::new();
-        self.client
-            .dialler
-            .abort(ResetReason::Application, &mut frames);
+        self.client.dialler.abort(ResetReason::Application, &mut frames);
         if let Some(story) = self.client.story.take() {
             stories[story].fate = Fate::Reset;
         }
@@ -359,18 +357,14 @@ impl Link {
         true
     }
 
-    fn dialler_receives(
-        &mut self,
-        stories: &mut [Story],
-        repeats: &mut Vec<(usize, Kept)>,
-    ) -> bool {
+    fn dialler_receives(&mut self, stories: &mut [Story], repeats: &mut Vec<(usize, Kept)>) -> bool {
         if self.client.dialler.is_closed() {
             return false;
         }
         let Some(record) = self.to_client.records.pop_front() else {
             return self.to_client.closed && self.client_transport_ends(stories);
         };
-        let mut frames = Frames::of(&record);
+        let mut frames = Frames::new(&record);
         let mut out = Vec::new();
         while let Some(event) = self.client.dialler.receive(&mut frames, &mut out).unwrap() {
             self.client_event(event, stories, repeats);
@@ -380,12 +374,7 @@ impl Link {
         true
     }
 
-    fn client_event(
-        &mut self,
-        event: DiallerEvent<'_>,
-        stories: &mut [Story],
-        repeats: &mut Vec<(usize, Kept)>,
-    ) {
+    fn client_event(&mut self, event: DiallerEvent<'_>, stories: &mut [Story], repeats: &mut Vec<(usize, Kept)>) {
         if event == DiallerEvent::Retired {
             return;
         }
@@ -474,10 +463,7 @@ impl Link {
 
     fn refuse(&mut self) -> bool {
         let mut frames = Vec::new();
-        let refused = self
-            .server
-            .acceptor
-            .refuse(RefuseReason::Denied, &mut frames);
+        let refused = self.server.acceptor.refuse(RefuseReason::Denied, &mut frames);
         if refused.is_err() {
             return false;
         }
@@ -527,9 +513,7 @@ impl Link {
             return false;
         }
         let mut frames = Vec::new();
-        self.server
-            .acceptor
-            .abort(ResetReason::Application, &mut frames);
+        self.server.acceptor.abort(ResetReason::Application, &mut frames);
         self.server.story = None;
         self.to_client.write(&mut self.server.out, &frames);
         self.server_closes();
@@ -550,7 +534,7 @@ impl Link {
         let Some(record) = self.to_server.records.pop_front() else {
             return self.to_server.closed && self.server_transport_ends();
         };
-        let mut frames = Frames::of(&record);
+        let mut frames = Frames::new(&record);
         let mut out = Vec::new();
         while let Some(event) = self.server.acceptor.receive(&mut frames, &mut out).unwrap() {
             self.server_event(event, stories);
@@ -617,12 +601,7 @@ impl Link {
                 story: None,
                 kept: Kept::default(),
             },
-            server: Server {
-                acceptor: Acceptor::new(),
-                out: Vec::new(),
-                story: None,
-                held: Kept::default(),
-            },
+            server: Server { acceptor: Acceptor::new(), out: Vec::new(), story: None, held: Kept::default() },
             to_server: Pipe::default(),
             to_client: Pipe::default(),
         }
@@ -645,7 +624,7 @@ impl Pipe {
         }
         // OPEN with a full DATA behind it takes two records.
         if frames.len() > MAX_RECORD {
-            let mut split = Frames::of(&frames[..MAX_RECORD]);
+            let mut split = Frames::new(&frames[..MAX_RECORD]);
             split.next().unwrap().unwrap();
             let (first, rest) = frames.split_at(split.position());
             self.take(&mut first.to_vec());
