@@ -294,7 +294,7 @@ impl<'a, M: Machine> Pump<'a, M> {
             Ok(Received::Closed(_)) => return Err(self.tunnel_failed(None)),
             Err(error) => return Err(self.tunnel_failed(Some(error))),
         };
-        let mut frames = Frames::of(record);
+        let mut frames = Frames::new(record);
         while let Some(event) = machine.receive(&mut frames, out).map_err(Ended::Violation)? {
             match event {
                 Event::Opened => {

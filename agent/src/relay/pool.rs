@@ -109,7 +109,7 @@ impl Idle {
                 Ok(Received::Record(record)) => record,
                 Ok(Received::Closed(_)) | Err(_) => return false,
             };
-            let mut frames = Frames::of(record);
+            let mut frames = Frames::new(record);
             while let Ok(Some(_)) = machine.receive(&mut frames, out) {}
             if !machine.is_idle() {
                 return false;

@@ -119,7 +119,7 @@ impl Tunnel<Acceptor> {
                 Ok(Received::Closed(_)) => return Err(Ended::TunnelLost),
                 Err(error) => return Err(Ended::channel(error)),
             };
-            let mut frames = Frames::of(record);
+            let mut frames = Frames::new(record);
             while let Some(event) = Machine::receive(machine, &mut frames, out).map_err(Ended::Violation)? {
                 match (event, &mut request) {
                     (Event::Open(open), None) => request = Some(Request::new(&open)),
@@ -143,7 +143,7 @@ impl Tunnel<Acceptor> {
             Ok(Received::Closed(_)) => return Err(Ended::TunnelLost),
             Err(error) => return Err(Ended::channel(error)),
         };
-        let mut frames = Frames::of(record);
+        let mut frames = Frames::new(record);
         while let Some(event) = Machine::receive(machine, &mut frames, out).map_err(Ended::Violation)? {
             keep(event, early)?;
         }
