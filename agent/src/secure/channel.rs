@@ -212,6 +212,12 @@ impl Channel {
         self.socket.ready(interest).await
     }
 
+    /// Lets the socket deliver what it holds when the channel is dropped. Without this, dropping resets it.
+    pub fn end_in_order(&self) {
+        // A failure means that the socket is dead already.
+        let _ = socket2::SockRef::from(&self.socket).set_linger(None);
+    }
+
     /// Whether the socket has reported a failure since this was last asked. What arrived before can still be received.
     pub fn has_failed(&self) -> bool {
         let mut failed = false;
