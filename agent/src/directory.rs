@@ -68,13 +68,15 @@ impl Source {
     /// [`SourceError`]: without a directory nobody knows whom to serve.
     pub fn start(path: &Path, trust_domain: &TrustDomain) -> Result<Self, SourceError> {
         let mut file = DirectoryFile { path: path.to_owned(), trust_domain: trust_domain.clone(), text: String::new() };
+        // Watched before it is read, so that no change falls between the two.
+        let watcher = Watcher::new(path);
         let first = file.load(None)?.ok_or_else(|| SourceError::Read {
             path: path.to_owned(),
             source: io::Error::new(io::ErrorKind::UnexpectedEof, "the file is empty"),
         })?;
         let (directory_writer, directory) = watch::channel(Arc::new(first));
         let (problem_writer, problem) = watch::channel(None);
-        let task = tokio::spawn(follow(file, directory_writer, problem_writer));
+        let task = tokio::spawn(follow(file, watcher, directory_writer, problem_writer));
         Ok(Self { directory, problem, task })
     }
 
@@ -126,10 +128,10 @@ impl DirectoryFile {
 
 async fn follow(
     mut file: DirectoryFile,
+    mut watcher: Watcher,
     directory: watch::Sender<Arc<Directory>>,
     problem: watch::Sender<Option<String>>,
 ) {
-    let mut watcher = Watcher::new(&file.path);
     let mut unreadable = false;
     loop {
         watcher.changed().await;
