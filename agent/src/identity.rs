@@ -11,6 +11,13 @@ use tokio::sync::watch;
 
 use crate::secure::{Credentials, Trust};
 
+mod client;
+mod node;
+mod renewal;
+mod transport;
+
+pub use node::IdentityError;
+
 /// The agent's slice of the configuration.
 #[derive(Clone, Debug)]
 pub struct IdentityConfig {
@@ -41,8 +48,59 @@ impl Certificates {
         self.held.get(pod)
     }
 
+    /// Whether nothing has changed: the same generations, the same refusals.
+    fn is_same(&self, other: &Self) -> bool {
+        let same = |(uid, held): (&PodUid, &Arc<Credentials>)| {
+            other.held.get(uid).is_some_and(|other| other.generation() == held.generation())
+        };
+        self.held.len() == other.held.len() && self.held.iter().all(same) && self.refusals == other.refusals
+    }
+
     /// Why the CA gives the pod none, if it said so.
     pub fn refusal(&self, pod: &PodUid) -> Option<&str> {
         self.refusals.get(pod).map(String::as_str)
     }
 }
+
+/// The task that keeps certificates and trust current. They stay as they are once it is dropped.
+#[derive(Debug)]
+pub struct Identity {
+    certificates: watch::Receiver<Arc<Certificates>>,
+    trust: watch::Receiver<Arc<Trust>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// Starts to keep a certificate for each of the pods that `wanted` names. The CA need not be there.
+///
+/// # Errors
+/// [`IdentityError`] if this node's own key can't be had, or nothing tells which CA to believe.
+pub fn start(
+    config: &IdentityConfig,
+    wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
+) -> Result<Identity, IdentityError> {
+    let node = node::Node::open(config)?;
+    let client = client::Client::new(config, node);
+    let (certificate_writer, certificates) = watch::channel(Arc::default());
+    let (trust_writer, trust) = watch::channel(Arc::default());
+    let renewal = renewal::Renewal::new(client, config.ttl, wanted, certificate_writer, trust_writer);
+    Ok(Identity { certificates, trust, task: tokio::spawn(renewal.run()) })
+}
+
+impl Identity {
+    /// What each pod has.
+    pub fn certificates(&self) -> watch::Receiver<Arc<Certificates>> {
+        self.certificates.clone()
+    }
+
+    /// Whom to believe.
+    pub fn trust(&self) -> watch::Receiver<Arc<Trust>> {
+        self.trust.clone()
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+

@@ -1,3 +1,104 @@
-//! Mantle's certificate authority.
+//! Mantle's certificate authority, `ca.v1`: a node proves itself, and gets certificates for the pods that run on it.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`config`] | `ca.yaml` |
+//! | [`wire`] | the gRPC service, as generated |
+//! | `authority` | root and issuing CA, and what their certificates look like |
+//! | `csr` | what a certificate request must be |
+//! | `storage` | tokens and pinned node keys: one writer at a time, under a file lock |
+//! | `token` | join tokens |
+//! | `service`, `server` | the four calls, and TLS below them |
 
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+mod authority;
 pub mod config;
+mod csr;
+mod directory;
+mod peer;
+mod server;
+mod service;
+mod storage;
+pub mod token;
+
+/// The service's messages, client and server, generated from `proto/ca.proto`.
+#[expect(missing_docs, clippy::all, clippy::allow_attributes_without_reason, reason = "generated; see proto/ca.proto")]
+pub mod wire {
+    tonic::include_proto!("ca.v1");
+
+    /// What a node's key signs in `Attest`: bound to the nonce, the node and the request, and good for nothing else.
+    pub fn attest_message(nonce: &[u8], node: &str, csr: &[u8]) -> Vec<u8> {
+        use sha2::{Digest as _, Sha256};
+        [b"mantle ca.v1 attest\0", nonce, &*Sha256::digest(node), &*Sha256::digest(csr)].concat()
+    }
+}
+
+/// Why the CA does not run.
+#[derive(Debug, Error)]
+pub enum CaError {
+    /// The state directory can't be used.
+    #[error("cannot use the state in {}: {source}", path.display())]
+    State {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A file of the state is not what it should be.
+    #[error("{} is damaged: {what}; restore it from a backup", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The directory file can't be used.
+    #[error("cannot use the directory {}: {what}", path.display())]
+    Directory {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Keys or certificates can't be made.
+    #[error("cannot make a key or certificate: {0}")]
+    Crypto(String),
+    /// The address can't be had.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(std::net::SocketAddr, std::io::Error),
+    /// The node's name is none.
+    #[error("`{0}` is no node name: lower-case letters, digits, `-` and `.`")]
+    Node(String),
+    /// The server failed.
+    #[error("the server failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// Runs the CA until `stop` resolves. Keys are made on the first start.
+///
+/// # Errors
+/// [`CaError`].
+pub async fn run(config: config::Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), CaError> {
+    server::run(config, stop).await
+}
+
+/// Makes a join token for a node, good for one use. Works whether the CA runs or not.
+///
+/// # Errors
+/// [`CaError`].
+pub fn create_token(config: &config::Config, node: &str, ttl: Duration) -> Result<String, CaError> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    if node.is_empty() || node.len() > 253 || !node.bytes().all(allowed) {
+        return Err(CaError::Node(node.to_owned()));
+    }
+    let storage = storage::Storage::open(&config.state_dir)?;
+    let authority = authority::Authority::open(&storage, &config.trust_domain)?;
+    let token = token::JoinToken::generate(node, authority.root_key_hash());
+    storage.change(|state| state.add_token(&token, ttl))?;
+    Ok(token.to_string())
+}

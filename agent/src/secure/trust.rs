@@ -20,12 +20,12 @@ pub enum TrustError {
 }
 
 /// Trust anchors, each for one trust domain only. An immutable snapshot.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trust {
     domains: HashMap<TrustDomain, Vec<Anchor>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Anchor {
     anchor: TrustAnchor<'static>,
     not_before: u64,

@@ -1,0 +1,172 @@
+//! This node: its own key, and the hash of the root by which it knows its CA. Both lie in the state directory, so that a
+//! killed agent returns by itself.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+use ca::token::{JoinToken, KeyHash, from_hex, to_hex};
+use thiserror::Error;
+use tracing::warn;
+use zeroize::Zeroizing;
+
+use super::IdentityConfig;
+
+/// Why this node has no identity of its own.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// The state can't be used.
+    #[error("cannot use {}: {source}", path.display())]
+    State {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// A file of the state is not what it should be.
+    #[error("{} is damaged; move it away and join this node again with a new token", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Nothing says which CA to believe.
+    #[error(
+        "this node has not joined: make a token with `mantle ca token --node {0}` and name its file in `ca.join_token_file`"
+    )]
+    NotJoined(String),
+    /// The file has no token in it.
+    #[error("{}: {source}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        source: ca::token::NotAToken,
+    },
+    /// The token is another node's.
+    #[error("the join token is for node {found}, this is node {wanted}")]
+    OtherNode {
+        /// The token's.
+        found: String,
+        /// As configured.
+        wanted: String,
+    },
+    /// The key can't be made.
+    #[error("cannot make the node's key")]
+    Key,
+}
+
+/// This node's key and what it knows of its CA.
+pub(super) struct Node {
+    pub(super) name: String,
+    key: EcdsaKeyPair,
+    state_dir: PathBuf,
+    pub(super) root_key_hash: KeyHash,
+    /// Only until the first attestation has succeeded.
+    pub(super) join_token: Option<Zeroizing<String>>,
+}
+
+impl Node {
+    /// Reads the state, or makes it.
+    pub(super) fn open(config: &IdentityConfig) -> Result<Self, IdentityError> {
+        let folder = &config.state_dir;
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(folder).map_err(|source| state(folder, source))?;
+        let key = node_key(&folder.join("node.key"))?;
+        let stored = root_key_hash(&folder.join("root.hash"))?;
+        let token = config.join_token_file.as_deref().map(|path| read_token(path, &config.node)).transpose();
+        let token = match (token, stored) {
+            (Ok(token), _) => token.flatten(),
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(_)) => {
+                warn!(%error, "the join token is not used: this node has joined before");
+                None
+            }
+        };
+        let root_key_hash = match (stored, &token) {
+            (Some(stored), Some(token)) if stored != token.root_key_hash() => {
+                warn!("the join token is of another root than the one this node has joined; the latter is believed");
+                stored
+            }
+            (Some(stored), _) => stored,
+            (None, Some(token)) => token.root_key_hash(),
+            (None, None) => return Err(IdentityError::NotJoined(config.node.clone())),
+        };
+        let join_token = token.map(|token| Zeroizing::new(token.to_string()));
+        Ok(Self { name: config.node.clone(), key, state_dir: folder.clone(), root_key_hash, join_token })
+    }
+
+    /// The public key, an uncompressed point.
+    pub(super) fn public_key(&self) -> &[u8] {
+        self.key.public_key().as_ref()
+    }
+
+    /// Signs with the node's key.
+    pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+        self.key.sign(&SystemRandom::new(), message).ok().map(|signature| signature.as_ref().to_vec())
+    }
+
+    /// The CA has let this node in: from now on its key is enough.
+    pub(super) fn joined(&mut self) {
+        if self.join_token.take().is_none() {
+            return;
+        }
+        let path = self.state_dir.join("root.hash");
+        if let Err(error) = write(&path, to_hex(&self.root_key_hash).as_bytes()) {
+            warn!(path = %path.display(), %error, "cannot keep the root's hash: the next start needs the token again");
+        }
+    }
+}
+
+fn node_key(path: &Path) -> Result<EcdsaKeyPair, IdentityError> {
+    let der = match fs::read(path) {
+        Ok(der) => Zeroizing::new(der),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
+            let key = key.map_err(|_| IdentityError::Key)?;
+            let der = Zeroizing::new(key.as_ref().to_vec());
+            write(path, &der).map_err(|source| state(path, source))?;
+            der
+        }
+        Err(source) => return Err(state(path, source)),
+    };
+    EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &der)
+        .map_err(|_| IdentityError::Damaged { path: path.to_owned() })
+}
+
+fn root_key_hash(path: &Path) -> Result<Option<KeyHash>, IdentityError> {
+    match fs::read_to_string(path) {
+        Ok(text) => match from_hex(text.trim()) {
+            Some(hash) => Ok(Some(hash)),
+            None => Err(IdentityError::Damaged { path: path.to_owned() }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(state(path, source)),
+    }
+}
+
+fn read_token(path: &Path, node: &str) -> Result<Option<JoinToken>, IdentityError> {
+    let text = fs::read_to_string(path).map_err(|source| state(path, source))?;
+    let text = Zeroizing::new(text);
+    let token: JoinToken =
+        text.parse().map_err(|source| IdentityError::Token { path: path.to_owned(), source })?;
+    if token.node() != node {
+        return Err(IdentityError::OtherNode { found: token.node().to_owned(), wanted: node.to_owned() });
+    }
+    Ok(Some(token))
+}
+
+/// Whole or not at all, and for the owner alone: tempfile makes files with 0600.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn state(path: &Path, source: io::Error) -> IdentityError {
+    IdentityError::State { path: path.to_owned(), source }
+}

@@ -1,0 +1,191 @@
+//! The root and the issuing CA, and what their certificates look like (RFC 5280; X509-SVID for the leaves).
+//!
+//! The root signs the issuing CA and nothing else, and each has its own name: webpki searches issuers by name.
+
+use std::time::Duration;
+
+use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
+use aws_lc_rs::rand::fill;
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+};
+use rustls_pki_types::CertificateDer;
+use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::CaError;
+use crate::storage::Storage;
+use crate::token::KeyHash;
+
+const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+const ISSUER_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
+/// Clocks differ: a certificate is valid from a little before now.
+const BACKDATE: Duration = Duration::from_secs(120);
+/// A certificate ends before its issuer does.
+const MARGIN: Duration = Duration::from_secs(60);
+/// X.520 serialNumber: the pod's UID in the subject.
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
+
+/// Root certificate, issuing certificate and issuing key.
+pub(crate) struct Authority {
+    trust_domain: TrustDomain,
+    root: CertificateDer<'static>,
+    root_key_hash: KeyHash,
+    issuing: CertificateDer<'static>,
+    issuing_end: OffsetDateTime,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// Whom a certificate is for.
+pub(crate) enum Subject<'a> {
+    /// A pod: identity in the name, UID in the subject.
+    Pod(&'a SpiffeId, &'a PodUid),
+    /// An agent's connections to this service.
+    Agent(&'a str),
+    /// This service.
+    Server,
+}
+
+impl Authority {
+    /// Reads keys and certificates, or makes them.
+    pub(crate) fn open(storage: &Storage, trust_domain: &TrustDomain) -> Result<Self, CaError> {
+        storage.exclusively(|| {
+            if storage.read("issuing.pem")?.is_none() {
+                create(storage, trust_domain)?;
+            }
+            load(storage, trust_domain)
+        })
+    }
+
+    /// Issues a certificate for a key. Nothing in it comes from the request but the key.
+    pub(crate) fn issue(
+        &self,
+        subject: &Subject<'_>,
+        key: &SubjectPublicKeyInfo,
+        life: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let name = match subject {
+            Subject::Pod(identity, uid) => {
+                let uid = uid.as_str().try_into().map_err(crypto)?;
+                let attribute = DnType::CustomDnType(SERIAL_NUMBER.to_vec());
+                params.distinguished_name.push(attribute, DnValue::PrintableString(uid));
+                identity.to_string()
+            }
+            Subject::Agent(node) => format!("spiffe://{}/node/{node}/agent", self.trust_domain),
+            Subject::Server => format!("spiffe://{}/ca/server", self.trust_domain),
+        };
+        params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(name).map_err(crypto)?)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(serial()?);
+        let now = OffsetDateTime::now_utc();
+        params.not_before = now - BACKDATE;
+        params.not_after = (now + life).min(self.issuing_end - MARGIN);
+        let leaf = params.signed_by(key, &self.issuer).map_err(crypto)?;
+        Ok(vec![leaf.der().clone(), self.issuing.clone()])
+    }
+
+    /// The root's certificate.
+    pub(crate) fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// The hash of the root's key, by which nodes know the CA.
+    pub(crate) fn root_key_hash(&self) -> KeyHash {
+        self.root_key_hash
+    }
+
+    /// The trust domain that it certifies.
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+}
+
+fn create(storage: &Storage, trust_domain: &TrustDomain) -> Result<(), CaError> {
+    let now = OffsetDateTime::now_utc();
+    let root_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
+    let mut root = ca_params(trust_domain, "root", BasicConstraints::Constrained(1))?;
+    (root.not_before, root.not_after) = (now - BACKDATE, now + ROOT_LIFE);
+    let root_certificate = root.self_signed(&root_key).map_err(crypto)?;
+
+    let issuing_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
+    let mut issuing = ca_params(trust_domain, "issuing", BasicConstraints::Constrained(0))?;
+    issuing.use_authority_key_identifier_extension = true;
+    (issuing.not_before, issuing.not_after) = (now - BACKDATE, now + ISSUER_LIFE);
+    let issuer = Issuer::new(root, &root_key);
+    let issuing_certificate = issuing.signed_by(&issuing_key, &issuer).map_err(crypto)?;
+
+    let key = |key: &KeyPair| zeroize::Zeroizing::new(key.serialize_pem());
+    storage.write("root-key.pem", key(&root_key).as_bytes())?;
+    storage.write("root.pem", root_certificate.pem().as_bytes())?;
+    storage.write("issuing-key.pem", key(&issuing_key).as_bytes())?;
+    // Last, because its presence says that all is there.
+    storage.write("issuing.pem", issuing_certificate.pem().as_bytes())
+}
+
+fn ca_params(trust_domain: &TrustDomain, role: &str, depth: BasicConstraints) -> Result<CertificateParams, CaError> {
+    let serial = serial()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    // Every generation has a name of its own, so that a path is searched by one signature check.
+    let name = format!("Mantle {role} {}", crate::token::to_hex(serial.to_bytes().get(..4).unwrap_or_default()));
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+    let uri = Ia5String::try_from(format!("spiffe://{trust_domain}")).map_err(crypto)?;
+    params.subject_alt_names = vec![SanType::URI(uri)];
+    params.is_ca = IsCa::Ca(depth);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.serial_number = Some(serial);
+    Ok(params)
+}
+
+fn load(storage: &Storage, trust_domain: &TrustDomain) -> Result<Authority, CaError> {
+    let damaged = |name: &str, what: &str| CaError::Damaged { path: storage.path(name), what: what.to_owned() };
+    let certificate = |name: &str| -> Result<CertificateDer<'static>, CaError> {
+        use rustls_pki_types::pem::PemObject as _;
+        let text = storage.read(name)?.ok_or_else(|| damaged(name, "it is missing"))?;
+        CertificateDer::from_pem_slice(&text).map_err(|error| damaged(name, &error.to_string()))
+    };
+    let (root, issuing) = (certificate("root.pem")?, certificate("issuing.pem")?);
+    let (_, parsed_root) = X509Certificate::from_der(&root).map_err(|error| damaged("root.pem", &error.to_string()))?;
+    let (_, parsed) = X509Certificate::from_der(&issuing).map_err(|error| damaged("issuing.pem", &error.to_string()))?;
+    let ours = format!("spiffe://{trust_domain}");
+    let names = parsed.subject_alternative_name().ok().flatten();
+    let is_ours = names.is_some_and(|san| {
+        san.value.general_names.iter().any(|name| matches!(name, x509_parser::extensions::GeneralName::URI(uri) if *uri == ours))
+    });
+    if !is_ours {
+        return Err(damaged("issuing.pem", &format!("it is not for trust domain {trust_domain}")));
+    }
+    let name = "issuing-key.pem";
+    let text = storage.read(name)?.ok_or_else(|| damaged(name, "it is missing"))?;
+    let text = std::str::from_utf8(&text).map_err(|_| damaged(name, "it is no PEM"))?;
+    let key = KeyPair::from_pem(text).map_err(|error| damaged(name, &error.to_string()))?;
+    if key.subject_public_key_info() != parsed.public_key().raw {
+        return Err(damaged(name, "it does not belong to issuing.pem"));
+    }
+    let root_key_hash = Sha256::digest(parsed_root.public_key().raw).into();
+    let issuing_end = OffsetDateTime::from_unix_timestamp(parsed.validity().not_after.timestamp()).map_err(crypto)?;
+    let issuer = Issuer::from_ca_cert_der(&issuing, key).map_err(crypto)?;
+    Ok(Authority { trust_domain: trust_domain.clone(), root_key_hash, issuing_end, issuer, root, issuing })
+}
+
+/// 128 bits, random, positive and not zero (RFC 5280 §4.1.2.2): nothing need be coordinated.
+fn serial() -> Result<SerialNumber, CaError> {
+    let mut bytes = [0_u8; 16];
+    fill(&mut bytes).map_err(crypto)?;
+    // The top bit would make it negative; a zero byte in front would be dropped.
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+fn crypto(error: impl ToString) -> CaError {
+    CaError::Crypto(error.to_string())
+}

@@ -1,0 +1,197 @@
+//! TLS and gRPC below the service.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SubjectPublicKeyInfo};
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::version::TLS13;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{interval, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tracing::{debug, info, warn};
+use zeroize::Zeroizing;
+
+use crate::CaError;
+use crate::authority::{Authority, Subject};
+use crate::config::Config;
+use crate::directory::DirectoryFile;
+use crate::peer::Caller;
+use crate::service::Service;
+use crate::storage::Storage;
+use crate::wire::ca_server::CaServer;
+
+/// The server's own certificate lives this long, and is replaced after a third of it.
+const SERVER_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const MOST_HANDSHAKES: usize = 256;
+const LARGEST_MESSAGE: usize = 512 * 1024;
+
+pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), CaError> {
+    let storage = Storage::open(&config.state_dir)?;
+    let authority = Arc::new(Authority::open(&storage, &config.trust_domain)?);
+    let directory = Arc::new(DirectoryFile::open(&config.directory, &config.trust_domain)?);
+    let certificate = Arc::new(ServerCertificate::issue(&authority)?);
+    let renewal = tokio::spawn(renew(Arc::clone(&certificate), Arc::clone(&authority)));
+    let tls = TlsAcceptor::from(Arc::new(tls_config(&authority, certificate)?));
+    let listen = |error| CaError::Listen(config.listen, error);
+    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+    let (connections, accepted) = mpsc::channel(64);
+    let accepting = tokio::spawn(accept(listener, tls, Arc::clone(&authority), connections));
+    info!(listen = %config.listen, trust_domain = %config.trust_domain, "the CA serves");
+
+    let service = Arc::new(Service::new(authority, storage, directory, config.leaf_ttl));
+    let service = CaServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
+    let mut server = Server::builder().timeout(Duration::from_secs(30)).http2_keepalive_interval(Some(Duration::from_secs(30)));
+    let served =
+        server.add_service(service).serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
+            stop.await;
+            accepting.abort();
+        });
+    let result = served.await;
+    renewal.abort();
+    Ok(result?)
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    authority: Arc<Authority>,
+    connections: mpsc::Sender<io::Result<Connection>>,
+) {
+    let handshakes = Arc::new(Semaphore::new(MOST_HANDSHAKES));
+    loop {
+        // The permit is taken before the connection: what waits, waits in the kernel's queue.
+        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let (socket, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (tls, authority, connections) = (tls.clone(), Arc::clone(&authority), connections.clone());
+        tokio::spawn(async move {
+            match timeout(HANDSHAKE, tls.accept(socket)).await {
+                Ok(Ok(stream)) => {
+                    let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                    let caller = Caller::of(leaf, authority.trust_domain());
+                    // An error says that the server has stopped.
+                    let _ = connections.send(Ok(Connection { stream, caller })).await;
+                }
+                Ok(Err(error)) => debug!(%peer, %error, "the TLS handshake failed"),
+                Err(_) => debug!(%peer, "the TLS handshake did not end in time"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+fn tls_config(authority: &Authority, certificate: Arc<ServerCertificate>) -> Result<ServerConfig, CaError> {
+    let crypto = |error: &dyn std::fmt::Display| CaError::Crypto(error.to_string());
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.root().clone()).map_err(|error| crypto(&error))?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .clear_root_hint_subjects()
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| crypto(&error))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| crypto(&error))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// The server's certificate as it is now. Its chain ends in the root: a new node knows only the hash of that root's key.
+#[derive(Debug)]
+struct ServerCertificate(ArcSwap<CertifiedKey>);
+
+impl ServerCertificate {
+    fn issue(authority: &Authority) -> Result<Self, CaError> {
+        Ok(Self(ArcSwap::from_pointee(new_certificate(authority)?)))
+    }
+}
+
+impl ResolvesServerCert for ServerCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+fn new_certificate(authority: &Authority) -> Result<CertifiedKey, CaError> {
+    let crypto = |error: &dyn std::fmt::Display| CaError::Crypto(error.to_string());
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| crypto(&error))?;
+    let public = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map_err(|error| crypto(&error))?;
+    let mut chain = authority.issue(&Subject::Server, &public, SERVER_LIFE)?;
+    chain.push(authority.root().clone());
+    let der = Zeroizing::new(key.serialize_der());
+    let signing = aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(der.as_slice()).into());
+    Ok(CertifiedKey::new(chain, signing.map_err(|error| crypto(&error))?))
+}
+
+async fn renew(certificate: Arc<ServerCertificate>, authority: Arc<Authority>) {
+    let mut ticks = interval(SERVER_LIFE / 3);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        match new_certificate(&authority) {
+            Ok(next) => certificate.0.store(Arc::new(next)),
+            Err(error) => warn!(%error, "cannot renew the server's certificate; it is tried again"),
+        }
+    }
+}
+
+/// A connection whose caller is known.
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    caller: Caller,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
