@@ -6,7 +6,7 @@ use crate::say::{self, Step};
 use crate::setup::For;
 use crate::shell::{self, Context as _, Done, Failure};
 use crate::test::{self, Count};
-use crate::{setup, tidy};
+use crate::{demo, setup, tidy};
 
 /// A check, by the name under which its failure is told.
 struct Check {
@@ -45,7 +45,7 @@ const CHECKS: [Check; 8] = [
     },
     Check {
         name: "demo",
-        run: |_| Ok(()),
+        run: |_| demo::run(&demo::Arguments::default()),
     },
 ];
 

@@ -24,6 +24,11 @@ impl Failure {
     pub(crate) fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
+
+    /// The same, with what was being done in front.
+    pub(crate) fn before(&self, what: impl fmt::Display) -> Self {
+        Self(format!("{what}: {self}"))
+    }
 }
 
 impl fmt::Display for Failure {
