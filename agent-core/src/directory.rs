@@ -67,6 +67,25 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// Indexes the pods. Of pods that share an address or a UID, the first keeps it.
+    pub fn new(revision: u64, trust_domain: TrustDomain, pods: Vec<Pod>) -> Self {
+        let mut by_address = HashMap::new();
+        let mut by_uid = HashMap::new();
+        for (at, pod) in pods.iter().enumerate() {
+            by_uid.entry(pod.uid.clone()).or_insert(at);
+            for address in &pod.addresses {
+                by_address.entry(address.to_canonical()).or_insert(at);
+            }
+        }
+        Self {
+            revision,
+            trust_domain,
+            pods: pods.into_iter().map(Arc::new).collect(),
+            by_address,
+            by_uid,
+        }
+    }
+
     /// Counts up with each change that the directory's author makes.
     pub fn revision(&self) -> u64 {
         self.revision
@@ -97,5 +116,34 @@ impl Directory {
     /// The pod with this UID.
     pub fn by_uid(&self, uid: &PodUid) -> Option<&Arc<Pod>> {
         self.by_uid.get(uid).map(|&at| &self.pods[at])
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    /// A serving pod `shop/<name>` with service account and UID after its name.
+    pub(crate) fn pod(name: &str, address: &str) -> Pod {
+        let trust_domain: TrustDomain = "test.mantle".parse().unwrap();
+        Pod {
+            uid: format!("uid-{name}").parse().unwrap(),
+            name: name.into(),
+            namespace: "shop".into(),
+            service_account: name.into(),
+            identity: SpiffeId::of_service_account(&trust_domain, "shop", name).unwrap(),
+            node: "node".into(),
+            netns: None,
+            addresses: vec![address.parse().unwrap()],
+            mode: Mode::Strict,
+            fail: Fail::Closed,
+            serving: true,
+        }
+    }
+
+    pub(crate) fn directory(pods: Vec<Pod>) -> Directory {
+        Directory::new(1, "test.mantle".parse().unwrap(), pods)
     }
 }

@@ -1,1 +1,202 @@
-//! Whether a connection may: a permit, or who says no.
+//! Whether a connection may: a [`Permit`], or who says no. No match is a no.
+
+use thiserror::Error;
+
+use crate::directory::{Directory, Pod};
+use crate::identity::{PodUid, SpiffeId};
+use crate::outcome::{Blame, Close};
+use crate::route::Route;
+
+/// The name of the only policy of this version: pods of the directory may talk to each other, as themselves.
+const MESH: &str = "mesh";
+
+/// A connection may be relayed. Made by [`authorize_outbound`] and [`authorize_inbound`] only.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    policy: &'static str,
+    revision: u64,
+}
+
+impl Permit {
+    /// The policy that allowed it.
+    pub fn policy(&self) -> &'static str {
+        self.policy
+    }
+
+    /// The directory's revision that it was judged under.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+}
+
+/// A peer that has proved who it is, in a finished handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedPeer {
+    identity: SpiffeId,
+    uid: Option<PodUid>,
+    serial: String,
+    not_after: u64,
+}
+
+impl VerifiedPeer {
+    /// Asserts that a handshake with this peer has finished and its certificate was verified. To be called by the
+    /// verifier alone. `not_after` is in seconds since 1970.
+    pub fn assertion(identity: SpiffeId, uid: Option<PodUid>, serial: String, not_after: u64) -> Self {
+        Self { identity, uid, serial, not_after }
+    }
+
+    /// The certificate's one SPIFFE ID.
+    pub fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+
+    /// The pod that the certificate names, if it names one.
+    pub fn uid(&self) -> Option<&PodUid> {
+        self.uid.as_ref()
+    }
+
+    /// The certificate's serial number, in hex.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// When the certificate ends, in seconds since 1970.
+    pub fn not_after(&self) -> u64 {
+        self.not_after
+    }
+}
+
+/// Why a connection may not be.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Denial {
+    /// Our own pod is not in the directory any more.
+    #[error("our pod {0} is not in the directory")]
+    OwnPodUnknown(PodUid),
+    /// The directory has no such pod.
+    #[error("the directory has no pod {0}")]
+    PeerUnknown(String),
+    /// The certificate names another pod than the directory has at that place.
+    #[error("the certificate is pod {certified}'s, the directory has pod {listed} there")]
+    OtherPod {
+        /// As the certificate says.
+        certified: PodUid,
+        /// As the directory says.
+        listed: PodUid,
+    },
+    /// The certificate names another identity than the directory gives the pod.
+    #[error("the certificate says {certified}, the directory says {listed}")]
+    OtherIdentity {
+        /// As the certificate says.
+        certified: SpiffeId,
+        /// As the directory says.
+        listed: SpiffeId,
+    },
+}
+
+impl Denial {
+    /// In the words of records.
+    pub fn close(&self) -> (Close, Blame) {
+        match self {
+            Self::OwnPodUnknown(_) | Self::PeerUnknown(_) => (Close::Denied, Blame::Operator),
+            Self::OtherPod { .. } | Self::OtherIdentity { .. } => (Close::Denied, Blame::Peer),
+        }
+    }
+
+    /// Whether a newer directory may know better: a peer that is new, or took over an address.
+    pub fn may_be_lag(&self) -> bool {
+        !matches!(self, Self::OwnPodUnknown(_))
+    }
+}
+
+/// Judges a connection that leaves one of our pods. Whether the far end *is* that pod, the handshake shows.
+///
+/// # Errors
+/// [`Denial`].
+pub fn authorize_outbound(directory: &Directory, source: &PodUid, route: &Route) -> Result<Permit, Denial> {
+    if directory.by_uid(source).is_none() {
+        return Err(Denial::OwnPodUnknown(source.clone()));
+    }
+    let listed = directory.by_address(route.next_hop.ip());
+    if listed.is_none_or(|pod| pod.uid != route.peer.uid) {
+        return Err(Denial::PeerUnknown(route.peer.uid.to_string()));
+    }
+    Ok(Permit { policy: MESH, revision: directory.revision() })
+}
+
+/// Judges a connection that enters one of our pods, by what its peer has proved.
+///
+/// # Errors
+/// [`Denial`].
+pub fn authorize_inbound(directory: &Directory, receiver: &PodUid, peer: &VerifiedPeer) -> Result<Permit, Denial> {
+    if directory.by_uid(receiver).is_none() {
+        return Err(Denial::OwnPodUnknown(receiver.clone()));
+    }
+    let Some(uid) = peer.uid() else { return Err(Denial::PeerUnknown(peer.identity().to_string())) };
+    let listed = directory.by_uid(uid).ok_or_else(|| Denial::PeerUnknown(uid.to_string()))?;
+    agrees(listed, peer)?;
+    Ok(Permit { policy: MESH, revision: directory.revision() })
+}
+
+/// Whether certificate and directory name the same pod under the same identity.
+///
+/// # Errors
+/// [`Denial::OtherPod`] or [`Denial::OtherIdentity`].
+pub fn agrees(listed: &Pod, peer: &VerifiedPeer) -> Result<(), Denial> {
+    if let Some(certified) = peer.uid().filter(|uid| **uid != listed.uid) {
+        return Err(Denial::OtherPod { certified: certified.clone(), listed: listed.uid.clone() });
+    }
+    if *peer.identity() != listed.identity {
+        return Err(Denial::OtherIdentity { certified: peer.identity().clone(), listed: listed.identity.clone() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::address::OriginalDst;
+    use crate::directory::tests::{directory, pod};
+    use crate::route::resolve;
+
+    fn peer(identity: &str, uid: Option<&str>) -> VerifiedPeer {
+        VerifiedPeer::assertion(identity.parse().unwrap(), uid.map(|uid| uid.parse().unwrap()), "01".into(), 0)
+    }
+
+    #[test]
+    fn inbound_needs_a_pod_of_the_directory_under_its_own_identity() {
+        let all = directory(vec![pod("client", "10.0.0.1"), pod("web", "10.0.0.2")]);
+        let web = "uid-web".parse().unwrap();
+        let judge = |peer: &VerifiedPeer| authorize_inbound(&all, &web, peer).map(|permit| permit.revision());
+        let id = "spiffe://test.mantle/ns/shop/sa/client";
+        assert_eq!(judge(&peer(id, Some("uid-client"))), Ok(all.revision()));
+        assert!(matches!(judge(&peer(id, None)), Err(Denial::PeerUnknown(_))));
+        assert!(matches!(judge(&peer(id, Some("uid-gone"))), Err(Denial::PeerUnknown(_))));
+        let other = "spiffe://test.mantle/ns/shop/sa/web";
+        assert!(matches!(judge(&peer(other, Some("uid-client"))), Err(Denial::OtherIdentity { .. })));
+        let receiver = "uid-none".parse().unwrap();
+        let gone = authorize_inbound(&all, &receiver, &peer(id, Some("uid-client")));
+        assert!(matches!(gone, Err(Denial::OwnPodUnknown(_))));
+    }
+
+    #[test]
+    fn outbound_ends_when_the_address_goes_to_another_pod() {
+        let before = directory(vec![pod("client", "10.0.0.1"), pod("web", "10.0.0.2")]);
+        let source = before.by_uid(&"uid-client".parse().unwrap()).unwrap();
+        let route = resolve(&before, source, OriginalDst::new("10.0.0.2:80".parse().unwrap())).unwrap();
+        assert!(authorize_outbound(&before, &source.uid, &route).is_ok());
+        let after = directory(vec![pod("client", "10.0.0.1"), pod("successor", "10.0.0.2")]);
+        assert!(matches!(authorize_outbound(&after, &source.uid, &route), Err(Denial::PeerUnknown(_))));
+        let without_us = directory(vec![pod("web", "10.0.0.2")]);
+        assert!(matches!(authorize_outbound(&without_us, &source.uid, &route), Err(Denial::OwnPodUnknown(_))));
+    }
+
+    #[test]
+    fn certificate_and_directory_must_name_the_same_pod() {
+        let listed = pod("web", "10.0.0.2");
+        let id = "spiffe://test.mantle/ns/shop/sa/web";
+        assert_eq!(agrees(&listed, &peer(id, Some("uid-web"))), Ok(()));
+        assert!(matches!(agrees(&listed, &peer(id, Some("uid-old"))), Err(Denial::OtherPod { .. })));
+    }
+}

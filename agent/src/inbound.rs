@@ -1,1 +1,167 @@
-//! The life of a connection that enters a local pod.
+//! The life of a connection that enters a local pod: capture → secure → authorize → relay → report.
+//!
+//! The peer is known only after the handshake, so it comes before the judgement; the tunnel then carries one connection
+//! after the other, each judged anew.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use agent_core::address::PeerAddr;
+use agent_core::directory::Directory;
+use agent_core::policy::{Permit, VerifiedPeer, authorize_inbound};
+use agent_core::tunnel::{Acceptor, Bound, bind_open};
+use tokio::net::TcpStream;
+use tracing::info;
+
+use crate::capture::{ApplicationDial, Attached};
+use crate::failure::Failure;
+use crate::plane::Plane;
+use crate::relay::{self, Application, Ended, Outcome, Request, Tunnel};
+use crate::report::{Direction, Party, Record};
+use crate::secure::{self, Credentials};
+
+/// How long the application may take to accept.
+const DIAL: Duration = Duration::from_secs(10);
+
+/// What the inbound tunnels of one thread share.
+pub struct Inbound {
+    plane: Plane,
+}
+
+/// One secured tunnel into one of our pods.
+struct Secured<'a> {
+    plane: &'a Plane,
+    pod: &'a Arc<Attached>,
+    credentials: Arc<Credentials>,
+    from: PeerAddr,
+}
+
+impl Inbound {
+    /// To be made on the thread that will use it.
+    pub fn new(plane: Plane) -> Rc<Self> {
+        Rc::new(Self { plane })
+    }
+}
+
+/// Secures a tunnel and serves its connections, one after the other.
+pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream, from: PeerAddr) {
+    let plane = &inbound.plane;
+    let Some(credentials) = plane.certificates.borrow().get(pod.uid()).cloned() else { return };
+    let channel = match secure::accept(socket, &credentials, &plane.trust()).await {
+        Ok(channel) => channel,
+        Err(error) => {
+            info!(pod = %pod.uid(), peer = %from, %error, blame = %error.blame(), "refused a tunnel");
+            return;
+        }
+    };
+    let secured = Secured { plane, pod: &pod, credentials, from };
+    let mut tunnel = Tunnel::new(channel, Acceptor::new());
+    while let Some(request) = tunnel.next_open(&plane.drain).await {
+        let mut record = plane.records.begin(Direction::Inbound, request.id);
+        let ended = secured.serve(&mut tunnel, request, &mut record).await;
+        drop(record);
+        if let Some(ended) = ended {
+            if let Some(reason) = ended.reset_reason() {
+                tunnel.abort(reason, matches!(ended, Ended::Stopped(_))).await;
+            }
+            return;
+        }
+    }
+}
+
+impl Secured<'_> {
+    /// Serves one connection. `None` if the tunnel can have another.
+    async fn serve(&self, tunnel: &mut Tunnel<Acceptor>, mut request: Request, record: &mut Record) -> Option<Ended> {
+        let peer = tunnel.channel.peer().clone();
+        self.describe(tunnel, &request, record);
+        let mut early = std::mem::take(&mut request.early);
+        // Authorize: bind the request to the two pods, judge it, and reach the application.
+        let answer = match tunnel.while_opening(&mut early, self.prepare(&peer, &request)).await {
+            Ok(answer) => answer,
+            Err(ended) => {
+                ended.report(record, Direction::Inbound);
+                return Some(ended);
+            }
+        };
+        let (bound, permit, dial) = match answer {
+            Ok(ready) => ready,
+            Err(failure) => return refuse(tunnel, failure, record),
+        };
+        record.permitted(permit.policy(), permit.revision());
+        // Relay, under a permit that is judged again with every change.
+        let (socket, announcement) = dial.into_parts();
+        let stop = self.plane.stop(self.pod.uid(), |directory| self.permits(directory, &peer, &bound));
+        let ended = match tunnel.answer_opened().and_then(|()| Application::new(socket).map_err(Ended::Application)) {
+            Ok(mut application) => {
+                let outcome = relay::run(&mut application, tunnel, &permit, early, stop).await;
+                account(&outcome, record);
+                outcome.ended
+            }
+            Err(ended) => ended,
+        };
+        drop(announcement);
+        ended.report(record, Direction::Inbound);
+        (ended != Ended::Finished || !tunnel.machine.is_idle()).then_some(ended)
+    }
+
+    /// Judges the request and dials the application, which will see the true client.
+    async fn prepare(&self, peer: &VerifiedPeer, request: &Request) -> Result<Ready, Failure> {
+        let own = self.plane.certificates.borrow().get(self.pod.uid()).is_some();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_secs());
+        if !own || now >= peer.not_after().min(self.credentials.not_after()) {
+            return Err(Failure::no_certificate());
+        }
+        let judge = |directory: &Directory| self.judge(directory, peer, request);
+        let ((bound, permit), _) = self.plane.judge(judge, |failure| failure.may_be_lag).await?;
+        let destination = bound.destination().socket_addr();
+        let dial = self.pod.dial_application(destination, bound.client(), DIAL).await?;
+        Ok((bound, permit, dial))
+    }
+
+    fn judge(&self, directory: &Directory, peer: &VerifiedPeer, request: &Request) -> Result<(Bound, Permit), Failure> {
+        let permit = authorize_inbound(directory, self.pod.uid(), peer)?;
+        let receiver = directory.by_uid(self.pod.uid()).ok_or_else(Failure::pod_gone)?;
+        let bound = bind_open(directory, receiver, peer.uid(), self.from, &request.open())?;
+        Ok((bound, permit))
+    }
+
+    /// Whether a connection that is under way may go on.
+    fn permits(&self, directory: &Directory, peer: &VerifiedPeer, bound: &Bound) -> bool {
+        let owner = directory.by_address(bound.destination().ip());
+        authorize_inbound(directory, self.pod.uid(), peer).is_ok() && owner.is_some_and(|pod| pod.uid == *self.pod.uid())
+    }
+
+    /// What is known of the two ends before anything is judged.
+    fn describe(&self, tunnel: &Tunnel<Acceptor>, request: &Request, record: &mut Record) {
+        let directory = self.plane.directory();
+        let peer = tunnel.channel.peer();
+        record.source = Party::at(request.client);
+        if let Some(uid) = peer.uid() {
+            record.source.certified(peer.identity(), uid);
+            if let Some(pod) = directory.by_uid(uid) {
+                record.source.name(pod);
+            }
+        }
+        record.destination = match directory.by_uid(self.pod.uid()) {
+            Some(pod) => Party::of_pod(pod, request.destination),
+            None => Party::at(request.destination),
+        };
+        record.tunnel_use(tunnel.machine.number());
+        let (tls, certificate) = tunnel.channel.describe();
+        (record.tls, record.certificate) = (Some(tls), Some(certificate));
+    }
+}
+
+type Ready = (Bound, Permit, ApplicationDial);
+
+/// Tells the far end why it is not served; the tunnel is idle again.
+fn refuse(tunnel: &mut Tunnel<Acceptor>, failure: Failure, record: &mut Record) -> Option<Ended> {
+    let sent = tunnel.answer_refused(failure.refuse_reason());
+    record.ended(failure.close, failure.blame, Some(failure.detail));
+    sent.err()
+}
+
+fn account(outcome: &Outcome, record: &mut Record) {
+    (record.sent, record.received) = (outcome.to_application, outcome.from_application);
+}

@@ -1,1 +1,403 @@
-//! Bytes both ways until done, revoked or drained.
+//! Bytes both ways between an application's socket and a tunnel, until done, reset, or stopped.
+//!
+//! A relay needs a [`Permit`] and a tunnel over a [`Channel`]; neither can be made elsewhere than by a judgement and by a
+//! verified handshake. The rules of the wire are `agent_core::tunnel`'s; here are the sockets, the waits and the bytes.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use agent_core::policy::Permit;
+use agent_core::tunnel::{End, Frames, MAX_PAYLOAD, ResetReason};
+use tokio::io::Interest;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::secure::{Channel, ChannelError, Received};
+
+mod application;
+mod end;
+mod machine;
+mod pool;
+mod serving;
+
+pub use application::Application;
+pub use end::{Ended, Stop};
+pub use machine::{Event, Machine};
+pub use pool::{Pool, PoolKey};
+pub use serving::Request;
+
+/// How long the far end may take to answer an OPEN: its own dial has 10 s.
+const OPENING: Duration = Duration::from_secs(15);
+/// How long RESET may take to leave before the tunnel is reset under it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Sealed bytes that may wait for a slow tunnel before the application is not read any more.
+const BACKLOG: usize = 64 * 1024;
+/// Rounds without a pause before other connections of the thread get their turn.
+const BUDGET: u32 = 16;
+/// Bytes read from the application at once: four records.
+const READ: usize = 4 * MAX_PAYLOAD;
+
+thread_local! {
+    // Idle connections hold no buffer: everything is read into this one, and leaves it before the next await.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+}
+
+/// A tunnel to or from another pod's agent: the secured channel, and what the protocol knows of it.
+#[derive(Debug)]
+pub struct Tunnel<M> {
+    pub(crate) channel: Channel,
+    pub(crate) machine: M,
+    /// Frames that are not sealed yet; empty between two steps.
+    out: Vec<u8>,
+}
+
+/// What came of one connection.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Bytes from our application to the peer's.
+    pub from_application: u64,
+    /// Bytes from the peer's application to ours.
+    pub to_application: u64,
+    /// Whether the far end took it up.
+    pub opened: bool,
+    /// Why it ended.
+    pub ended: Ended,
+    /// What the dialler sent before the answer, if it must be sent again ([`Ended::Repeat`]).
+    pub early: Early,
+}
+
+/// What an application sent before the far end had answered.
+#[derive(Debug, Default)]
+pub struct Early {
+    /// At most one DATA frame's payload.
+    pub data: Vec<u8>,
+    /// The application had ended its direction as well.
+    pub finished: bool,
+}
+
+impl<M: Machine> Tunnel<M> {
+    /// A tunnel over a channel that has just been secured.
+    pub fn new(channel: Channel, machine: M) -> Self {
+        Self { channel, machine, out: Vec::new() }
+    }
+
+    /// Seals the frames that wait, and sends as much as the tunnel takes.
+    pub(crate) fn send_frames(&mut self) -> Result<(), Ended> {
+        if !self.out.is_empty() {
+            self.channel.seal(&[&self.out]).map_err(Ended::channel)?;
+            self.out.clear();
+        }
+        self.channel.flush().map(drop).map_err(Ended::channel)
+    }
+
+    /// Frames to be sealed with the next [`Self::send_frames`].
+    pub(crate) fn frames(&mut self) -> (&mut M, &mut Vec<u8>) {
+        (&mut self.machine, &mut self.out)
+    }
+
+    /// Sends RESET and ends the tunnel: when the peer has reset it in answer, or after a second; at once if `hasty`.
+    pub async fn abort(mut self, reason: ResetReason, hasty: bool) {
+        self.machine.abort(reason, &mut self.out);
+        let sent = self.send_frames();
+        if hasty || sent.is_err() {
+            return;
+        }
+        let _ = timeout(LAST_WORDS, self.until_ended()).await;
+        // Dropping the channel resets the connection: it lingers zero.
+    }
+
+    async fn until_ended(&mut self) {
+        loop {
+            let interest = if self.channel.backlog() > 0 { Interest::WRITABLE | Interest::READABLE } else { Interest::READABLE };
+            if self.channel.ready(interest).await.is_err() || self.channel.flush().is_err() {
+                return;
+            }
+            loop {
+                match self.channel.receive() {
+                    Ok(Received::Record(_)) => {}
+                    Ok(Received::Blocked) => break,
+                    Ok(Received::Closed(_)) | Err(_) => return,
+                }
+            }
+        }
+    }
+}
+
+/// Relays one connection that is open, or being opened, on the tunnel. `stop` resolves if the connection must end.
+///
+/// Whatever ends the connection out of order resets the application. The tunnel is of use afterwards only if its machine
+/// is idle.
+pub async fn run<M: Machine>(
+    application: &mut Application,
+    tunnel: &mut Tunnel<M>,
+    _permit: &Permit,
+    early: Early,
+    stop: impl Future<Output = Stop>,
+) -> Outcome {
+    let mut pump = Pump::new(application, tunnel);
+    let ended = match pump.begin(early) {
+        Ok(()) => pump.drive(stop).await,
+        Err(ended) => ended,
+    };
+    if ended == Ended::Finished {
+        pump.application.finish();
+    }
+    Outcome {
+        from_application: pump.from_application,
+        to_application: pump.to_application,
+        opened: pump.opened,
+        ended,
+        early: pump.early,
+    }
+}
+
+struct Pump<'a, M> {
+    application: &'a mut Application,
+    tunnel: &'a mut Tunnel<M>,
+    /// Kept until the far end has answered.
+    early: Early,
+    opened: bool,
+    peer_finished: bool,
+    ended: Option<Ended>,
+    from_application: u64,
+    to_application: u64,
+}
+
+impl<'a, M: Machine> Pump<'a, M> {
+    fn new(application: &'a mut Application, tunnel: &'a mut Tunnel<M>) -> Self {
+        let opened = tunnel.machine.is_open();
+        Self {
+            application,
+            tunnel,
+            early: Early::default(),
+            opened,
+            peer_finished: false,
+            ended: None,
+            from_application: 0,
+            to_application: 0,
+        }
+    }
+
+    /// The dialler's: sends again what a tunnel before this one did not serve. The acceptor's: what came before the
+    /// answer goes to the application.
+    fn begin(&mut self, early: Early) -> Result<(), Ended> {
+        if M::DIALS {
+            if !early.data.is_empty() {
+                self.seal_data(&early.data)?;
+                self.early.data = early.data;
+            }
+            if early.finished {
+                self.finish_ours()?;
+            }
+        } else {
+            self.deliver(&early.data)?;
+            self.peer_finished = early.finished;
+        }
+        self.tunnel.send_frames()
+    }
+
+    async fn drive(&mut self, stop: impl Future<Output = Stop>) -> Ended {
+        let mut stop = pin!(stop);
+        let mut answer_by = pin!(sleep_until(Instant::now() + OPENING));
+        let mut rounds = 0;
+        loop {
+            let moved = match self.step() {
+                Ok(moved) => moved,
+                Err(ended) => return ended,
+            };
+            if let Some(ended) = self.ended.take() {
+                return ended;
+            }
+            if moved && rounds < BUDGET {
+                rounds += 1;
+                continue;
+            }
+            rounds = 0;
+            let (opened, wait) = (self.opened, async {
+                if moved { tokio::task::yield_now().await } else { self.wait().await }
+            });
+            tokio::select! {
+                biased;
+                reason = &mut stop => return Ended::Stopped(reason),
+                () = &mut answer_by, if !opened => return Ended::NoAnswer,
+                () = wait => {}
+            }
+        }
+    }
+
+    /// Moves what can be moved without waiting. True if anything did.
+    fn step(&mut self) -> Result<bool, Ended> {
+        let flushed = self.flush_tunnel()?;
+        let written = self.write_application()?;
+        let received = self.read_tunnel(false)?;
+        let read = self.read_application()?;
+        self.settle()?;
+        Ok(flushed || written || received || read)
+    }
+
+    /// Waits until one of the two sockets can go on, or has failed. Both are watched for a reset also while they are not
+    /// read.
+    async fn wait(&self) {
+        let mut tunnel = Interest::ERROR;
+        if self.application.backlog() == 0 {
+            tunnel |= Interest::READABLE;
+        }
+        if self.tunnel.channel.backlog() > 0 {
+            tunnel |= Interest::WRITABLE;
+        }
+        let mut application = Interest::ERROR;
+        if self.reads_application() {
+            application |= Interest::READABLE;
+        }
+        if self.application.backlog() > 0 {
+            application |= Interest::WRITABLE;
+        }
+        // A failure to wait shows again, and is judged, in the next step.
+        tokio::select! {
+            _ = self.tunnel.channel.ready(tunnel) => {}
+            _ = self.application.ready(application) => {}
+        }
+    }
+
+    fn flush_tunnel(&mut self) -> Result<bool, Ended> {
+        let before = self.tunnel.channel.backlog();
+        if before == 0 {
+            return Ok(false);
+        }
+        match self.tunnel.channel.flush() {
+            Ok(_) => Ok(self.tunnel.channel.backlog() < before),
+            Err(error) => Err(self.tunnel_failed(Some(error))),
+        }
+    }
+
+    fn write_application(&mut self) -> Result<bool, Ended> {
+        let moved = self.application.flush().map_err(Ended::Application)?;
+        if self.peer_finished && self.application.backlog() == 0 && !self.application.is_shut() {
+            self.application.shut().map_err(Ended::Application)?;
+            self.tunnel.machine.delivered(&mut self.tunnel.out).map_err(Ended::bug)?;
+            self.tunnel.send_frames()?;
+            return Ok(true);
+        }
+        Ok(moved)
+    }
+
+    /// Takes one record. With `all`, as many as have arrived, however slowly the application reads.
+    fn read_tunnel(&mut self, all: bool) -> Result<bool, Ended> {
+        if self.application.backlog() > 0 && !all {
+            return self.notice_dead_tunnel();
+        }
+        let Tunnel { channel, machine, out } = &mut *self.tunnel;
+        let record = match channel.receive() {
+            Ok(Received::Record(record)) => record,
+            Ok(Received::Blocked) => return Ok(false),
+            Ok(Received::Closed(_)) => return Err(self.tunnel_failed(None)),
+            Err(error) => return Err(self.tunnel_failed(Some(error))),
+        };
+        let mut frames = Frames::new(record);
+        while let Some(event) = machine.receive(&mut frames, out).map_err(Ended::Violation)? {
+            match event {
+                Event::Opened => {
+                    self.opened = true;
+                    self.early = Early::default();
+                }
+                Event::Data(bytes) => {
+                    self.to_application += bytes.len() as u64;
+                    self.application.write(bytes).map_err(Ended::Application)?;
+                }
+                Event::Fin => self.peer_finished = true,
+                Event::Refused(reason) => self.ended = Some(Ended::Refused(reason)),
+                Event::Reset(reason) => return Err(Ended::ResetByPeer(reason)),
+                Event::Repeat => self.ended = Some(Ended::Repeat),
+                Event::Open(_) => return Err(Ended::bug("an OPEN while a connection is current")),
+                Event::Done | Event::Retired => {}
+            }
+        }
+        self.tunnel.send_frames()?;
+        Ok(true)
+    }
+
+    /// A tunnel that is reset while the application is slow: what arrived before the reset still counts.
+    fn notice_dead_tunnel(&mut self) -> Result<bool, Ended> {
+        if !self.tunnel.channel.has_failed() {
+            return Ok(false);
+        }
+        while self.read_tunnel(true)? {}
+        Ok(true)
+    }
+
+    fn reads_application(&self) -> bool {
+        self.tunnel.machine.may_send() && self.tunnel.channel.backlog() < BACKLOG
+    }
+
+    fn read_application(&mut self) -> Result<bool, Ended> {
+        if !self.reads_application() {
+            return self.application.check().map(|()| false).map_err(Ended::Application);
+        }
+        // Until the far end has answered, one frame may be sent, and it is kept.
+        let most = if self.opened { READ } else { MAX_PAYLOAD };
+        SCRATCH.with_borrow_mut(|scratch| {
+            let scratch = scratch.get_mut(..most).ok_or_else(|| Ended::bug("the scratch buffer is too short"))?;
+            match self.application.read(scratch).map_err(Ended::Application)? {
+                None => Ok(false),
+                Some(0) => {
+                    if !self.opened {
+                        self.early.finished = true;
+                    }
+                    self.finish_ours()?;
+                    Ok(true)
+                }
+                Some(length) => {
+                    let bytes = scratch.get(..length).unwrap_or_default();
+                    if !self.opened {
+                        self.early.data = bytes.to_vec();
+                    }
+                    self.seal_data(bytes)?;
+                    Ok(true)
+                }
+            }
+        })
+    }
+
+    fn seal_data(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        let Tunnel { channel, machine, .. } = &mut *self.tunnel;
+        for chunk in bytes.chunks(MAX_PAYLOAD) {
+            let header = machine.data_header(chunk.len()).map_err(Ended::bug)?;
+            channel.seal(&[&header, chunk]).map_err(Ended::channel)?;
+        }
+        self.from_application += bytes.len() as u64;
+        match self.tunnel.channel.flush() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.tunnel_failed(Some(error))),
+        }
+    }
+
+    fn finish_ours(&mut self) -> Result<(), Ended> {
+        self.application.read_to_end();
+        self.tunnel.machine.finish(&mut self.tunnel.out).map_err(Ended::bug)?;
+        self.tunnel.send_frames()
+    }
+
+    fn deliver(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        self.to_application += bytes.len() as u64;
+        self.application.write(bytes).map_err(Ended::Application)
+    }
+
+    /// Finished is: both directions have ended, our application has its last byte, and our last frame is on its way.
+    fn settle(&mut self) -> Result<(), Ended> {
+        let over = self.tunnel.machine.is_settled() && self.application.is_shut();
+        if over && self.ended.is_none() && self.tunnel.channel.backlog() == 0 {
+            self.ended = Some(Ended::Finished);
+        }
+        Ok(())
+    }
+
+    /// What the end of the tunnel means; what had arrived before it has been taken.
+    fn tunnel_failed(&mut self, error: Option<ChannelError>) -> Ended {
+        match self.tunnel.machine.transport_ended() {
+            End::Repeat => Ended::Repeat,
+            End::Clean if self.application.is_shut() => Ended::Finished,
+            End::Clean | End::Reset => error.map_or(Ended::TunnelLost, Ended::channel),
+        }
+    }
+}

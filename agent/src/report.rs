@@ -1,1 +1,232 @@
 //! One record per connection.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use agent_core::directory::Pod;
+use agent_core::identity::{PodUid, SpiffeId};
+use agent_core::outcome::{Blame, Close};
+use agent_core::tunnel::ConnectionId;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+mod writer;
+
+pub use writer::{RecordError, Writer};
+
+/// Records that may wait for a slow disk before new ones are lost (and counted).
+const WAITING: usize = 65_536;
+
+/// Where records go; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Records {
+    node: Arc<str>,
+    sender: mpsc::Sender<Line>,
+    lost: Arc<AtomicU64>,
+}
+
+/// Which way a connection crossed this agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// It left one of our pods.
+    Outbound,
+    /// It entered one of our pods.
+    Inbound,
+}
+
+/// One end of a connection, as far as it is known.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Party {
+    identity: Option<String>,
+    pod: Option<String>,
+    uid: Option<String>,
+    address: Option<String>,
+}
+
+/// What the handshake agreed on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tls {
+    /// Always `1.3`.
+    pub version: &'static str,
+    /// The key exchange group, as in the IANA registry.
+    pub group: String,
+    /// The cipher suite, as in the IANA registry.
+    pub cipher: String,
+}
+
+/// Serial numbers, in hex.
+#[derive(Clone, Debug, Serialize)]
+pub struct Certificates {
+    /// Ours.
+    pub own: String,
+    /// The peer's.
+    pub peer: String,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct TunnelUse {
+    #[serde(rename = "use")]
+    number: u32,
+}
+
+/// A record as it is written: a line of JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct Line {
+    time: String,
+    id: String,
+    direction: Direction,
+    node: Arc<str>,
+    source: Party,
+    destination: Party,
+    sent: u64,
+    received: u64,
+    duration_us: u64,
+    tls: Option<Tls>,
+    certificate: Option<Certificates>,
+    tunnel: Option<TunnelUse>,
+    directory_revision: Option<u64>,
+    policy: Option<&'static str>,
+    close: &'static str,
+    blame: &'static str,
+    detail: Option<String>,
+}
+
+/// The record of a connection that is under way. It is written when this is dropped, whatever the reason, so that every
+/// connection leaves exactly one.
+#[derive(Debug)]
+pub struct Record {
+    records: Records,
+    begun: Instant,
+    id: ConnectionId,
+    direction: Direction,
+    /// The end that connected.
+    pub source: Party,
+    /// The end that accepted.
+    pub destination: Party,
+    /// Bytes from source to destination.
+    pub sent: u64,
+    /// Bytes from destination to source.
+    pub received: u64,
+    /// What the handshake agreed on.
+    pub tls: Option<Tls>,
+    /// Whose certificates it was made under.
+    pub certificate: Option<Certificates>,
+    tunnel: Option<TunnelUse>,
+    permit: Option<(&'static str, u64)>,
+    end: (Close, Blame, Option<String>),
+}
+
+impl Records {
+    /// Begins a connection's record.
+    pub fn begin(&self, direction: Direction, id: ConnectionId) -> Record {
+        Record {
+            records: self.clone(),
+            begun: Instant::now(),
+            id,
+            direction,
+            source: Party::default(),
+            destination: Party::default(),
+            sent: 0,
+            received: 0,
+            tls: None,
+            certificate: None,
+            tunnel: None,
+            permit: None,
+            // What is said of a connection whose task was dropped or panicked.
+            end: (Close::AgentFailed, Blame::Ours, Some("the agent gave the connection up".into())),
+        }
+    }
+
+    /// How many records were lost since start because the disk was too slow.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Party {
+    /// A pod of the directory.
+    pub fn of_pod(pod: &Pod, address: impl ToString) -> Self {
+        let mut party = Self::at(address);
+        party.name(pod);
+        party.certified(&pod.identity, &pod.uid);
+        party
+    }
+
+    /// Somebody at an address.
+    pub fn at(address: impl ToString) -> Self {
+        Self { address: Some(address.to_string()), ..Self::default() }
+    }
+
+    /// The name that the directory gives the pod.
+    pub fn name(&mut self, pod: &Pod) {
+        self.pod = Some(format!("{}/{}", pod.namespace, pod.name));
+    }
+
+    /// What its certificate says.
+    pub fn certified(&mut self, identity: &SpiffeId, uid: &PodUid) {
+        self.identity = Some(identity.to_string());
+        self.uid = Some(uid.to_string());
+    }
+}
+
+impl Record {
+    /// The id that both agents' records share.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Under which policy, and which revision of the directory, it was allowed.
+    pub fn permitted(&mut self, policy: &'static str, revision: u64) {
+        self.permit = Some((policy, revision));
+    }
+
+    /// The how-manieth connection of its tunnel it is.
+    pub fn tunnel_use(&mut self, number: u32) {
+        self.tunnel = Some(TunnelUse { number });
+    }
+
+    /// Why it ended. The record is written when it is dropped.
+    pub fn ended(&mut self, close: Close, blame: Blame, detail: Option<String>) {
+        self.end = (close, blame, detail);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let (close, blame, detail) = (self.end.0, self.end.1, self.end.2.take());
+        let line = Line {
+            time: now(),
+            id: self.id.to_string(),
+            direction: self.direction,
+            node: Arc::clone(&self.records.node),
+            source: std::mem::take(&mut self.source),
+            destination: std::mem::take(&mut self.destination),
+            sent: self.sent,
+            received: self.received,
+            duration_us: u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+            tls: self.tls.take(),
+            certificate: self.certificate.take(),
+            tunnel: self.tunnel,
+            directory_revision: self.permit.map(|(_, revision)| revision),
+            policy: self.permit.map(|(policy, _)| policy),
+            close: close.label(),
+            blame: blame.label(),
+            detail,
+        };
+        if self.records.sender.try_send(line).is_err() {
+            self.records.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The time as RFC 3339 has it, in UTC, to the millisecond.
+fn now() -> String {
+    let now = time::OffsetDateTime::now_utc();
+    let whole = now.replace_millisecond(now.millisecond()).unwrap_or(now);
+    whole.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

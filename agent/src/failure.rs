@@ -1,0 +1,181 @@
+//! What kept a connection from being carried, in the words of its record.
+
+use agent_core::outcome::{Blame, Close};
+use agent_core::policy::Denial;
+use agent_core::route::Refusal;
+use agent_core::tunnel::{RefuseReason, ResetReason};
+
+use crate::capture::DialError;
+use crate::relay::{Ended, Stop};
+use crate::report::{Direction, Record};
+use crate::secure::HandshakeError;
+
+/// Why a connection was not carried at all.
+#[derive(Debug)]
+pub struct Failure {
+    /// The record's word for it.
+    pub close: Close,
+    /// Whose fault it is.
+    pub blame: Blame,
+    /// For a person to read.
+    pub detail: String,
+    /// Whether a newer directory may know better.
+    pub may_be_lag: bool,
+    /// What the far end is told, where that is more than the record's word.
+    told: Option<RefuseReason>,
+}
+
+impl Failure {
+    /// A failure that waiting does not mend.
+    pub fn new(close: Close, blame: Blame, detail: impl ToString) -> Self {
+        Self { close, blame, detail: detail.to_string(), may_be_lag: false, told: None }
+    }
+
+    /// The pod that the connection belongs to has left the directory.
+    pub fn pod_gone() -> Self {
+        Self::new(Close::Revoked, Blame::Operator, "our pod is not in the directory any more")
+    }
+
+    /// No certificate, no connection.
+    pub fn no_certificate() -> Self {
+        Self::new(Close::NoCertificate, Blame::Operator, "our pod has no valid certificate")
+    }
+
+    /// The application's socket was dead before anything began.
+    pub fn application(error: std::io::Error) -> Self {
+        Self::new(Close::ResetBySource, Blame::Application, error)
+    }
+
+    /// A defect of ours.
+    pub fn bug(error: impl ToString) -> Self {
+        Self::new(Close::AgentFailed, Blame::Ours, error)
+    }
+
+    /// What the far end is told instead of being served.
+    pub fn refuse_reason(&self) -> RefuseReason {
+        if let Some(told) = self.told {
+            return told;
+        }
+        #[expect(clippy::wildcard_enum_match_arm, reason = "everything else is ours to mend")]
+        match self.close {
+            Close::Denied if self.may_be_lag => RefuseReason::UnknownPeer,
+            Close::Denied | Close::Revoked => RefuseReason::Denied,
+            Close::ConnectionRefused => RefuseReason::ConnectionRefused,
+            Close::Unreachable => RefuseReason::Unreachable,
+            Close::TimedOut => RefuseReason::Timeout,
+            Close::NoCertificate => RefuseReason::Expired,
+            _ => RefuseReason::Agent,
+        }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let (close, blame) = refusal.close();
+        Self { close, blame, detail: refusal.to_string(), may_be_lag: refusal.may_be_lag(), told: None }
+    }
+}
+
+impl From<Denial> for Failure {
+    fn from(denial: Denial) -> Self {
+        let (close, blame) = denial.close();
+        Self { close, blame, detail: denial.to_string(), may_be_lag: denial.may_be_lag(), told: None }
+    }
+}
+
+impl From<RefuseReason> for Failure {
+    /// An OPEN that asked for what its sender may not ask for.
+    fn from(reason: RefuseReason) -> Self {
+        // An address that is not the pod's may have become so in a directory that has not arrived.
+        let may_be_lag = matches!(reason, RefuseReason::NotMine | RefuseReason::ClientAddress);
+        Self { may_be_lag, told: Some(reason), ..Self::new(Close::Denied, Blame::Peer, reason) }
+    }
+}
+
+impl From<DialError> for Failure {
+    fn from(error: DialError) -> Self {
+        let (close, blame) = match &error {
+            DialError::NoPort => (Close::Exhausted, Blame::Ours),
+            DialError::Refused => (Close::ConnectionRefused, Blame::Application),
+            DialError::TimedOut(_) => (Close::TimedOut, Blame::Network),
+            DialError::Network(_) => (Close::Unreachable, Blame::Network),
+            DialError::Ours(_) => (Close::AgentFailed, Blame::Ours),
+        };
+        Self::new(close, blame, error)
+    }
+}
+
+impl From<HandshakeError> for Failure {
+    fn from(error: HandshakeError) -> Self {
+        Self::new(Close::HandshakeFailed, error.blame(), error)
+    }
+}
+
+impl Ended {
+    /// Puts the end into the record. `direction` says on which side our application is.
+    pub fn report(&self, record: &mut Record, direction: Direction) {
+        let (close, blame) = self.close(direction);
+        let detail = match self {
+            Self::Finished | Self::Repeat | Self::TunnelLost | Self::NoAnswer | Self::Stopped(_) => None,
+            Self::Refused(reason) => Some(reason.to_string()),
+            Self::Application(error) => Some(error.to_string()),
+            Self::ResetByPeer(reason) => Some(reason.to_string()),
+            Self::Channel(error) => Some(error.to_string()),
+            Self::Violation(violation) => Some(violation.to_string()),
+            Self::Bug(what) => Some(what.clone()),
+        };
+        record.ended(close, blame, detail);
+    }
+
+    fn close(&self, direction: Direction) -> (Close, Blame) {
+        let (ours, theirs) = match direction {
+            Direction::Outbound => (Close::ResetBySource, Close::ResetByDestination),
+            Direction::Inbound => (Close::ResetByDestination, Close::ResetBySource),
+        };
+        match self {
+            Self::Finished => (Close::Finished, Blame::None),
+            Self::Application(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                (Close::TimedOut, Blame::Application)
+            }
+            Self::Application(_) => (ours, Blame::Application),
+            Self::Refused(reason) => refused(*reason),
+            Self::ResetByPeer(reason) => reset(*reason, theirs),
+            Self::Repeat | Self::TunnelLost | Self::Channel(_) => (Close::TunnelLost, Blame::Network),
+            Self::Violation(_) => (Close::ProtocolViolation, Blame::Peer),
+            Self::NoAnswer => (Close::TimedOut, Blame::Peer),
+            Self::Stopped(Stop::Revoked) => (Close::Revoked, Blame::Operator),
+            Self::Stopped(Stop::CertificateGone) => (Close::NoCertificate, Blame::Operator),
+            Self::Stopped(Stop::Drained) => (Close::Drained, Blame::Operator),
+            Self::Bug(_) => (Close::AgentFailed, Blame::Ours),
+        }
+    }
+}
+
+fn refused(reason: RefuseReason) -> (Close, Blame) {
+    match reason {
+        RefuseReason::ConnectionRefused => (Close::ConnectionRefused, Blame::Application),
+        RefuseReason::Unreachable => (Close::Unreachable, Blame::Application),
+        RefuseReason::Timeout => (Close::TimedOut, Blame::Application),
+        RefuseReason::Denied | RefuseReason::UnknownPeer => (Close::Denied, Blame::Operator),
+        RefuseReason::Expired => (Close::NoCertificate, Blame::Operator),
+        RefuseReason::NotMine
+        | RefuseReason::ForbiddenDestination
+        | RefuseReason::ClientAddress
+        | RefuseReason::UnknownExtension
+        | RefuseReason::Agent
+        | RefuseReason::Unknown(_) => (Close::RefusedByPeer, Blame::Peer),
+    }
+}
+
+fn reset(reason: ResetReason, by_application: Close) -> (Close, Blame) {
+    match reason {
+        ResetReason::Application => (by_application, Blame::Application),
+        ResetReason::Vanished => (Close::TimedOut, Blame::Application),
+        ResetReason::Timeout => (Close::TimedOut, Blame::Peer),
+        ResetReason::Protocol => (Close::ProtocolViolation, Blame::Ours),
+        ResetReason::Revoked => (Close::Revoked, Blame::Operator),
+        ResetReason::Drained => (Close::Drained, Blame::Operator),
+        ResetReason::Expired => (Close::NoCertificate, Blame::Operator),
+        ResetReason::Agent | ResetReason::Unknown(_) => (Close::TunnelLost, Blame::Peer),
+    }
+}

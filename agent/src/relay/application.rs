@@ -1,0 +1,134 @@
+//! The application's side of a relay: its socket, and the bytes that it has not taken yet.
+
+use std::io;
+use std::net::Shutdown;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{Interest, Ready};
+use tokio::net::TcpStream;
+
+/// When a half-closed application that says nothing is asked whether it still lives, and how long that takes:
+/// 60 s + 3 × 15 s.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(3);
+
+/// An application's socket. It lingers zero until [`Self::finish`]: if it is dropped before, or the process dies, the
+/// application reads a reset, never the end of a stream that its peer did not end.
+#[derive(Debug)]
+pub struct Application {
+    socket: TcpStream,
+    pending: Vec<u8>,
+    written: usize,
+    shut: bool,
+    ended: bool,
+}
+
+impl Application {
+    /// Takes a socket over, and makes it linger zero.
+    ///
+    /// # Errors
+    /// The system's, if the socket is no more.
+    pub fn new(socket: TcpStream) -> io::Result<Self> {
+        SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+        socket.set_nodelay(true)?;
+        Ok(Self { socket, pending: Vec::new(), written: 0, shut: false, ended: false })
+    }
+
+    /// Both directions have ended in order: the kernel delivers what it still holds, and closes cleanly.
+    pub(super) fn finish(&mut self) {
+        // A failure means that the socket is dead already, and with it what the linger would have changed.
+        let _ = SockRef::from(&self.socket).set_linger(None);
+    }
+
+    /// Bytes that the application has not taken yet.
+    pub(super) fn backlog(&self) -> usize {
+        self.pending.len() - self.written
+    }
+
+    /// Whether we have ended our direction towards it.
+    pub(super) fn is_shut(&self) -> bool {
+        self.shut
+    }
+
+    /// Writes what it takes now and keeps the rest.
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while self.backlog() == 0 && !bytes.is_empty() {
+            match self.socket.try_write(bytes) {
+                Ok(taken) => bytes = bytes.get(taken..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.pending.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Writes of what was kept as much as it takes now. True if it took something.
+    pub(super) fn flush(&mut self) -> io::Result<bool> {
+        let mut moved = false;
+        while self.backlog() > 0 {
+            match self.socket.try_write(self.pending.get(self.written..).unwrap_or_default()) {
+                Ok(taken) => self.written += taken,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(moved),
+                Err(error) => return Err(error),
+            }
+            moved = true;
+        }
+        if moved {
+            // An idle connection holds no buffer.
+            (self.pending, self.written) = (Vec::new(), 0);
+        }
+        Ok(moved)
+    }
+
+    /// Ends our direction, after everything that was written.
+    pub(super) fn shut(&mut self) -> io::Result<()> {
+        SockRef::from(&self.socket).shutdown(Shutdown::Write)?;
+        self.shut = true;
+        self.watch_over();
+        Ok(())
+    }
+
+    /// Reads what is there; `None` if nothing is, 0 at the end of its stream.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.socket.try_read(buffer) {
+            Ok(length) => Ok(Some(length)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes that the application has ended its direction.
+    pub(super) fn read_to_end(&mut self) {
+        self.ended = true;
+        self.watch_over();
+    }
+
+    /// Fails if the application has reset its connection. For sockets that are not read at the moment: after this error
+    /// nothing may be read any more, the kernel would show an end of stream.
+    pub(super) fn check(&self) -> io::Result<()> {
+        match self.socket.take_error()? {
+            Some(error) => Err(error),
+            None => {
+                // Nothing failed: forget the readiness, or the next wait would not wait.
+                let _ = self.socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        self.socket.ready(interest).await
+    }
+
+    /// With one direction ended, an application that vanished would never be noticed.
+    fn watch_over(&self) {
+        if self.shut != self.ended {
+            // A failure means that the socket is dead already, which the next read or write tells.
+            let _ = SockRef::from(&self.socket).set_tcp_keepalive(&KEEPALIVE);
+        }
+    }
+}

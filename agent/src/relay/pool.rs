@@ -1,0 +1,119 @@
+//! Idle tunnels of one thread, waiting for their next connection.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use agent_core::address::PeerAddr;
+use agent_core::identity::PodUid;
+use agent_core::tunnel::{Dialler, Frames};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::Tunnel;
+use crate::secure::Received;
+
+const PER_KEY: usize = 64;
+const IN_ALL: usize = 1024;
+
+/// Who may use a tunnel: never another pod, never after a renewal, never for a successor at the same address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// The pod that dialled it.
+    pub source: PodUid,
+    /// The pod that it leads to.
+    pub destination: PodUid,
+    /// Where it was dialled.
+    pub next_hop: PeerAddr,
+    /// Of the source pod's certificate.
+    pub generation: u64,
+}
+
+/// The idle tunnels. Each is closed after its idle time; closing resets it, so that nothing lingers in TIME_WAIT.
+#[derive(Debug)]
+pub struct Pool {
+    idle: RefCell<HashMap<PoolKey, Vec<Idle>>>,
+    longest: Duration,
+}
+
+#[derive(Debug)]
+struct Idle {
+    tunnel: Tunnel<Dialler>,
+    since: Instant,
+}
+
+impl Pool {
+    /// An empty pool, swept every second by a task of the current thread's.
+    pub fn new(longest: Duration) -> Rc<Self> {
+        let pool = Rc::new(Self { idle: RefCell::default(), longest });
+        let swept = Rc::downgrade(&pool);
+        tokio::task::spawn_local(async move {
+            let mut ticks = interval(Duration::from_secs(1));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(pool) = swept.upgrade() else { return };
+                pool.sweep();
+            }
+        });
+        pool
+    }
+
+    /// An idle tunnel that is still good, the youngest first.
+    pub fn take(&self, key: &PoolKey) -> Option<Tunnel<Dialler>> {
+        let mut idle = self.idle.borrow_mut();
+        let tunnels = idle.get_mut(key)?;
+        while let Some(mut candidate) = tunnels.pop() {
+            if candidate.is_good() {
+                return Some(candidate.tunnel);
+            }
+        }
+        idle.remove(key);
+        None
+    }
+
+    /// Keeps a tunnel for the next connection, if it can have one and there is room.
+    pub fn put(&self, key: PoolKey, tunnel: Tunnel<Dialler>) {
+        let mut idle = self.idle.borrow_mut();
+        let count: usize = idle.values().map(Vec::len).sum();
+        let tunnels = idle.entry(key).or_default();
+        if tunnel.machine.is_idle() && count < IN_ALL && tunnels.len() < PER_KEY {
+            tunnels.push(Idle { tunnel, since: Instant::now() });
+        }
+    }
+
+    /// Drops the tunnels that nobody may use any more.
+    pub fn retain(&self, usable: impl Fn(&PoolKey) -> bool) {
+        self.idle.borrow_mut().retain(|key, _| usable(key));
+    }
+
+    fn sweep(&self) {
+        self.idle.borrow_mut().retain(|_, tunnels| {
+            tunnels.retain_mut(|idle| idle.since.elapsed() < self.longest && idle.is_good());
+            !tunnels.is_empty()
+        });
+    }
+}
+
+impl Idle {
+    /// Its certificates still hold, and nothing has arrived that ends it: no end, no RETIRE, no word out of turn.
+    fn is_good(&mut self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_secs());
+        if now >= self.tunnel.channel.peer().not_after() {
+            return false;
+        }
+        loop {
+            let Tunnel { channel, machine, out } = &mut self.tunnel;
+            let record = match channel.receive() {
+                Ok(Received::Blocked) => return machine.is_idle(),
+                Ok(Received::Record(record)) => record,
+                Ok(Received::Closed(_)) | Err(_) => return false,
+            };
+            let mut frames = Frames::new(record);
+            while let Ok(Some(_)) = machine.receive(&mut frames, out) {}
+            if !machine.is_idle() {
+                return false;
+            }
+        }
+    }
+}
