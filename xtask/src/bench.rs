@@ -69,10 +69,7 @@ impl Bench {
     fn set(mantle: PathBuf, seconds: u64) -> Done<Self> {
         let world = World::begin(NAME)?;
         let nodes = Nodes::make(&world)?;
-        let (client, server) = (
-            nodes.pod(&world, "client", CLIENT)?,
-            nodes.pod(&world, "server", *SERVER.ip())?,
-        );
+        let (client, server) = (nodes.pod(&world, "client", CLIENT)?, nodes.pod(&world, "server", *SERVER.ip())?);
         let xtask = mantle.with_file_name("xtask");
         let mut command = Command::new(&xtask);
         command.args(["load", "serve", &SERVER.to_string()]);
@@ -82,15 +79,7 @@ impl Bench {
             Ok(serving.said().contains("serving").then_some(()))
         })?;
         let mesh = Mesh::prepare(&world, mantle, [("node-a", &nodes.a), ("node-b", &nodes.b)])?;
-        Ok(Self {
-            seconds,
-            xtask,
-            client,
-            server,
-            mesh,
-            serving,
-            world,
-        })
+        Ok(Self { seconds, xtask, client, server, mesh, serving, world })
     }
 
     /// Starts Mantle and waits until both pods are strict.
@@ -99,23 +88,9 @@ impl Bench {
         self.mesh.start_agent(&self.world, 0)?;
         self.mesh.start_agent(&self.world, 1)?;
         for serving in [false, true] {
-            let client = Pod::listed(
-                "client",
-                "7d3d5c0e-0f5a-4e0b-9a53-6b1e7c2d4f11",
-                CLIENT,
-                &self.client,
-            );
-            let server = Pod::listed(
-                "server",
-                "c4a1f7b2-8d6e-4c39-a0f5-3e9b5d7c1a12",
-                *SERVER.ip(),
-                &self.server,
-            );
-            let pods = [client, server].map(|pod| Pod {
-                mode: Mode::Strict,
-                serving,
-                ..pod
-            });
+            let client = Pod::listed("client", "7d3d5c0e-0f5a-4e0b-9a53-6b1e7c2d4f11", CLIENT, &self.client);
+            let server = Pod::listed("server", "c4a1f7b2-8d6e-4c39-a0f5-3e9b5d7c1a12", *SERVER.ip(), &self.server);
+            let pods = [client, server].map(|pod| Pod { mode: Mode::Strict, serving, ..pod });
             let revision = self.mesh.publish(&pods)?;
             self.mesh.until_serving(&pods, revision)?;
         }
@@ -155,77 +130,29 @@ impl Bench {
 
     /// The processor time that the agents have used; none before they run.
     fn agents_time(&self) -> Done<Duration> {
-        self.mesh
-            .agent_ids()
-            .into_iter()
-            .map(process::processor_time)
-            .sum()
+        self.mesh.agent_ids().into_iter().map(process::processor_time).sum()
     }
 }
 
 fn number(measured: &Value, name: &str) -> Done<f64> {
-    measured[name]
-        .as_f64()
-        .ok_or_else(|| Failure::new(format!("the load gave no {name}: {measured}")))
+    measured[name].as_f64().ok_or_else(|| Failure::new(format!("the load gave no {name}: {measured}")))
 }
 
 fn table(direct: &Figures, mantle: &Figures) {
     let row = |name: &str, unit: &str, direct: Option<f64>, mantle: f64| {
         let digits = if mantle >= 1000.0 { 0 } else { 2 };
         let (shown, ratio) = match direct {
-            Some(direct) => (
-                format!("{direct:.digits$}"),
-                format!("{:.2}", mantle / direct),
-            ),
+            Some(direct) => (format!("{direct:.digits$}"), format!("{:.2}", mantle / direct)),
             None => ("–".to_owned(), "–".to_owned()),
         };
-        say::plain(format!(
-            "| {:<42} | {shown:>8} | {mantle:>8.digits$} | {ratio:>5} |",
-            format!("{name}, {unit}")
-        ));
+        say::plain(format!("| {:<42} | {shown:>8} | {mantle:>8.digits$} | {ratio:>5} |", format!("{name}, {unit}")));
     };
-    say::plain(format!(
-        "\n| {:<42} | {:>8} | {:>8} | {:>5} |",
-        "measure", "direct", "Mantle", "ratio"
-    ));
-    say::plain(format!(
-        "|{:-<44}|{:->10}|{:->10}|{:->7}|",
-        "", ":", ":", ":"
-    ));
-    row(
-        "TCP stream",
-        "Gbit/s",
-        Some(direct.gigabits),
-        mantle.gigabits,
-    );
-    row(
-        "agents' processor time per GB",
-        "s",
-        None,
-        mantle.cpu_per_gigabyte,
-    );
-    row(
-        "64 B ping-pong, half trip, p50",
-        "µs",
-        Some(direct.half_trip_p50),
-        mantle.half_trip_p50,
-    );
-    row(
-        "64 B ping-pong, half trip, p99",
-        "µs",
-        Some(direct.half_trip_p99),
-        mantle.half_trip_p99,
-    );
-    row(
-        "new connections, 8 at a time",
-        "1/s",
-        Some(direct.connections),
-        mantle.connections,
-    );
-    row(
-        "agents' processor time per connection",
-        "µs",
-        None,
-        mantle.cpu_per_connection,
-    );
+    say::plain(format!("\n| {:<42} | {:>8} | {:>8} | {:>5} |", "measure", "direct", "Mantle", "ratio"));
+    say::plain(format!("|{:-<44}|{:->10}|{:->10}|{:->7}|", "", ":", ":", ":"));
+    row("TCP stream", "Gbit/s", Some(direct.gigabits), mantle.gigabits);
+    row("agents' processor time per GB", "s", None, mantle.cpu_per_gigabyte);
+    row("64 B ping-pong, half trip, p50", "µs", Some(direct.half_trip_p50), mantle.half_trip_p50);
+    row("64 B ping-pong, half trip, p99", "µs", Some(direct.half_trip_p99), mantle.half_trip_p99);
+    row("new connections, 8 at a time", "1/s", Some(direct.connections), mantle.connections);
+    row("agents' processor time per connection", "µs", None, mantle.cpu_per_connection);
 }

@@ -23,26 +23,13 @@ pub(crate) fn mantle(profile: Profile) -> Done<PathBuf> {
     });
     let mut cargo = shell::cargo();
     // The whole workspace, so that dependencies get the same features, and one build, as in the tests.
-    cargo.args([
-        "build",
-        "--locked",
-        "--workspace",
-        "--bins",
-        "--message-format=json-render-diagnostics",
-    ]);
+    cargo.args(["build", "--locked", "--workspace", "--bins", "--message-format=json-render-diagnostics"]);
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    let output = cargo
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
+    let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
-        return Err(Failure::new(format!(
-            "`{}` ended with {}",
-            shell::words(&cargo),
-            output.status
-        )));
+        return Err(Failure::new(format!("`{}` ended with {}", shell::words(&cargo), output.status)));
     }
     let messages = String::from_utf8_lossy(&output.stdout);
     let path = messages.lines().find_map(|line| executable(line, "mantle"));
@@ -68,18 +55,9 @@ mod tests {
     #[test]
     fn finds_the_executable_in_cargos_messages() {
         let message = r#"{"reason":"compiler-artifact","target":{"name":"mantle"},"executable":"/t/debug/mantle"}"#;
-        assert_eq!(
-            executable(message, "mantle"),
-            Some(PathBuf::from("/t/debug/mantle"))
-        );
+        assert_eq!(executable(message, "mantle"), Some(PathBuf::from("/t/debug/mantle")));
         assert_eq!(executable(message, "xtask"), None);
-        assert_eq!(
-            executable(
-                r#"{"target":{"name":"mantle"},"executable":null}"#,
-                "mantle"
-            ),
-            None
-        );
+        assert_eq!(executable(r#"{"target":{"name":"mantle"},"executable":null}"#, "mantle"), None);
         assert_eq!(executable("not json", "mantle"), None);
     }
 }

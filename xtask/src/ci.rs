@@ -15,38 +15,14 @@ struct Check {
 }
 
 const CHECKS: [Check; 8] = [
-    Check {
-        name: "formatting",
-        run: |_| formatting(),
-    },
-    Check {
-        name: "tidy",
-        run: |_| tidy::run(),
-    },
-    Check {
-        name: "clippy",
-        run: |_| clippy(),
-    },
-    Check {
-        name: "documentation",
-        run: |_| documentation(),
-    },
-    Check {
-        name: "dependencies",
-        run: |_| dependencies(),
-    },
-    Check {
-        name: "unit tests",
-        run: |count| test::unit(None, count),
-    },
-    Check {
-        name: "kernel tests",
-        run: |count| test::kernel(None, count),
-    },
-    Check {
-        name: "demo",
-        run: |_| demo::run(&demo::Arguments::default()),
-    },
+    Check { name: "formatting", run: |_| formatting() },
+    Check { name: "tidy", run: |_| tidy::run() },
+    Check { name: "clippy", run: |_| clippy() },
+    Check { name: "documentation", run: |_| documentation() },
+    Check { name: "dependencies", run: |_| dependencies() },
+    Check { name: "unit tests", run: |count| test::unit(None, count) },
+    Check { name: "kernel tests", run: |count| test::kernel(None, count) },
+    Check { name: "demo", run: |_| demo::run(&demo::Arguments::default()) },
 ];
 
 /// The crates outside the workspace, which cargo formats one by one.
@@ -74,10 +50,7 @@ pub(crate) fn run() -> Done {
 
 fn formatting() -> Done {
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
-    for manifest in APART
-        .into_iter()
-        .filter(|manifest| shell::root().join(manifest).exists())
-    {
+    for manifest in APART.into_iter().filter(|manifest| shell::root().join(manifest).exists()) {
         shell::run(shell::cargo().args(["fmt", "--check", "--manifest-path", manifest]))?;
     }
     Ok(())
@@ -85,29 +58,13 @@ fn formatting() -> Done {
 
 fn clippy() -> Done {
     let mut cargo = shell::cargo();
-    cargo.args([
-        "clippy",
-        "--quiet",
-        "--locked",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ]);
+    cargo.args(["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]);
     shell::run(&mut cargo)
 }
 
 fn documentation() -> Done {
     let mut cargo = shell::cargo();
-    cargo.args([
-        "doc",
-        "--quiet",
-        "--locked",
-        "--workspace",
-        "--no-deps",
-        "--document-private-items",
-    ]);
+    cargo.args(["doc", "--quiet", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
     shell::run(cargo.env("RUSTDOCFLAGS", "-D warnings"))
 }
 

@@ -43,24 +43,16 @@ pub(crate) struct Arguments {
 /// Makes the requests.
 pub(crate) fn run(arguments: &Arguments) -> Done {
     let log = &arguments.log;
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .context(log.display())?;
+    let mut file = File::options().create(true).append(true).open(log).context(log.display())?;
     let mut number = 0;
     while arguments.count == 0 || number < arguments.count {
         let began = Instant::now();
-        let at = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let mut line =
-            json!({ "request": format!("{}-{number}", arguments.name), "at": at.as_secs_f64() });
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut line = json!({ "request": format!("{}-{number}", arguments.name), "at": at.as_secs_f64() });
         outcome(&mut line, request(arguments, number));
         line["took_ms"] = json!(began.elapsed().as_secs_f64() * 1000.0);
         // One write for each line, so that a reader never sees half of one.
-        file.write_all(format!("{line}\n").as_bytes())
-            .context(log.display())?;
+        file.write_all(format!("{line}\n").as_bytes()).context(log.display())?;
         number += 1;
         thread::sleep(Duration::from_millis(arguments.every).saturating_sub(began.elapsed()));
     }

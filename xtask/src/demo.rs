@@ -33,11 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
     setup::run(&[For::Build, For::World])?;
     if arguments.stop {
         let there = world::end(NAME)?;
-        say::line(if there {
-            "the demo has ended, and nothing of it is left"
-        } else {
-            "no demo is running"
-        });
+        say::line(if there { "the demo has ended, and nothing of it is left" } else { "no demo is running" });
         return Ok(());
     }
     let mantle = build::mantle(Profile::Dev)?;
@@ -45,10 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
     let started = Instant::now();
     let mut stage = Stage::set(mantle)?;
     tell(&mut stage)?;
-    say::heading(format!(
-        "Every check held, in {}.",
-        say::seconds(started.elapsed())
-    ));
+    say::heading(format!("Every check held, in {}.", say::seconds(started.elapsed())));
     if arguments.keep {
         stage.keep()?;
         say::plain(TRY);
@@ -60,31 +53,13 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
 type Chapter = (&'static str, fn(&mut Stage) -> Done);
 
 const STORY: [Chapter; 7] = [
-    (
-        "1. Without Mantle, anyone on the wire between the nodes can read the request",
-        story::before,
-    ),
-    (
-        "2. Both pods are enrolled while the client goes on asking: no restart, no failed request",
-        story::enrol,
-    ),
-    (
-        "3. Between the pods' addresses, the wire now shows TLS to port 15008 and nothing else",
-        story::wire,
-    ),
-    (
-        "4. Both applications still see their real peer",
-        story::addresses,
-    ),
-    (
-        "5. Each agent has left one record for each connection, with both identities",
-        story::records,
-    ),
+    ("1. Without Mantle, anyone on the wire between the nodes can read the request", story::before),
+    ("2. Both pods are enrolled while the client goes on asking: no restart, no failed request", story::enrol),
+    ("3. Between the pods' addresses, the wire now shows TLS to port 15008 and nothing else", story::wire),
+    ("4. Both applications still see their real peer", story::addresses),
+    ("5. Each agent has left one record for each connection, with both identities", story::records),
     ("6. Who has no certificate gets nowhere", story::outsiders),
-    (
-        "7. An agent is killed, then another is stopped: connections fail closed, and recover",
-        outage::both,
-    ),
+    ("7. An agent is killed, then another is stopped: connections fail closed, and recover", outage::both),
 ];
 
 fn tell(stage: &mut Stage) -> Done {

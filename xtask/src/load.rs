@@ -136,9 +136,7 @@ fn echo(to: SocketAddr, lasts: Duration) -> io::Result<Value> {
     }
     trips.sort_unstable();
     let half = |at: usize| trips.get(at).copied().unwrap_or_default().as_secs_f64() * 1e6 / 2.0;
-    Ok(
-        json!({ "trips": trips.len(), "p50_us": half(trips.len() / 2), "p99_us": half(trips.len() * 99 / 100) }),
-    )
+    Ok(json!({ "trips": trips.len(), "p50_us": half(trips.len() / 2), "p99_us": half(trips.len() * 99 / 100) }))
 }
 
 fn connect(to: SocketAddr, lasts: Duration) -> io::Result<Value> {
@@ -159,10 +157,7 @@ fn connect(to: SocketAddr, lasts: Duration) -> io::Result<Value> {
     let counts: Vec<io::Result<u64>> = thread::scope(|scope| {
         let openers: Vec<_> = (0..OPENERS).map(|_| scope.spawn(opener)).collect();
         let died = || Err(io::Error::other("an opener died"));
-        openers
-            .into_iter()
-            .map(|opener| opener.join().unwrap_or_else(|_| died()))
-            .collect()
+        openers.into_iter().map(|opener| opener.join().unwrap_or_else(|_| died())).collect()
     });
     let opened: u64 = counts.into_iter().sum::<io::Result<u64>>()?;
     Ok(json!({ "connections": opened, "seconds": began.elapsed().as_secs_f64() }))

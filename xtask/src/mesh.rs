@@ -47,35 +47,17 @@ pub(crate) struct Agent {
 
 impl Mesh {
     /// Writes every file that the CA and the agents of `nodes` need, with a directory that lists no pod.
-    pub(crate) fn prepare(
-        world: &World,
-        mantle: PathBuf,
-        nodes: [(&'static str, &Namespace); 2],
-    ) -> Done<Self> {
+    pub(crate) fn prepare(world: &World, mantle: PathBuf, nodes: [(&'static str, &Namespace); 2]) -> Done<Self> {
         let folder = world.folder().to_owned();
         write(&folder.join(BINARY), &mantle.display().to_string())?;
         write(&folder.join("ca.yaml"), &config::ca(&folder))?;
         let mut agents = Vec::new();
         for (node, place) in nodes {
             let instance = instance(&folder, node);
-            write(
-                &folder.join(format!("agent-{node}.yaml")),
-                &config::agent(&folder, node, &instance),
-            )?;
-            agents.push(Agent {
-                node,
-                instance,
-                place: place.clone(),
-                process: None,
-            });
+            write(&folder.join(format!("agent-{node}.yaml")), &config::agent(&folder, node, &instance))?;
+            agents.push(Agent { node, instance, place: place.clone(), process: None });
         }
-        let mut mesh = Self {
-            mantle,
-            folder,
-            revision: 0,
-            ca: None,
-            agents,
-        };
+        let mut mesh = Self { mantle, folder, revision: 0, ca: None, agents };
         mesh.publish(&[])?;
         Ok(mesh)
     }
@@ -91,10 +73,7 @@ impl Mesh {
             let given = wait("the CA gives a join token", SOON, || {
                 ca.check()?;
                 // Until the CA has made its state, there is nothing to make a token from.
-                Ok(shell::output(
-                    place_command(&place, &self.mantle).args(token_words(&config, agent.node)),
-                )
-                .ok())
+                Ok(shell::output(place_command(&place, &self.mantle).args(token_words(&config, agent.node))).ok())
             })?;
             fs::write(&token, given).context(token.display())?;
         }
@@ -110,8 +89,7 @@ impl Mesh {
         let config = self.folder.join(format!("agent-{}.yaml", agent.node));
         let mut command = Command::new(&self.mantle);
         command.arg("agent").arg("--config").arg(config);
-        agent.process =
-            Some(world.spawn(&format!("agent-{}", agent.node), &agent.place, &command)?);
+        agent.process = Some(world.spawn(&format!("agent-{}", agent.node), &agent.place, &command)?);
         Ok(())
     }
 
@@ -122,24 +100,15 @@ impl Mesh {
 
     /// Ends an agent by `signal` and returns when its process is gone.
     pub(crate) fn end_agent(&mut self, at: usize, signal: Signal) -> Done {
-        self.agents[at]
-            .process
-            .take()
-            .map_or(Ok(()), |process| process.end(signal, SOON))
+        self.agents[at].process.take().map_or(Ok(()), |process| process.end(signal, SOON))
     }
 
     /// Writes the next revision of the directory: all `pods` for the agents, for the CA those that it is to know.
     pub(crate) fn publish(&mut self, pods: &[Pod]) -> Done<u64> {
         self.revision += 1;
         let known: Vec<Pod> = pods.iter().filter(|pod| pod.certified).cloned().collect();
-        write(
-            &self.folder.join("ca-directory.yaml"),
-            &config::directory(self.revision, &known),
-        )?;
-        write(
-            &self.folder.join("directory.yaml"),
-            &config::directory(self.revision, pods),
-        )?;
+        write(&self.folder.join("ca-directory.yaml"), &config::directory(self.revision, &known))?;
+        write(&self.folder.join("directory.yaml"), &config::directory(self.revision, pods))?;
         Ok(self.revision)
     }
 
@@ -149,8 +118,7 @@ impl Mesh {
             self.check()?;
             let mut all = true;
             for agent in &self.agents {
-                let status =
-                    Status::read(&self.folder.join(format!("status-{}.json", agent.node)))?;
+                let status = Status::read(&self.folder.join(format!("status-{}.json", agent.node)))?;
                 all &= status.is_some_and(|status| ready(&status));
             }
             Ok(all.then_some(()))
@@ -160,49 +128,29 @@ impl Mesh {
 
     /// Waits until both agents have `revision` and serve every pod that can be served.
     pub(crate) fn until_serving(&mut self, pods: &[Pod], revision: u64) -> Done {
-        self.until(
-            "every agent serves its pods under the new revision",
-            |status| {
-                // A pod is in the status of its own node's agent only.
-                let mut own = pods
-                    .iter()
-                    .filter_map(|pod| Some((pod, status.state(pod.uid)?)))
-                    .peekable();
-                own.peek().is_some()
-                    && own.all(|(pod, state)| state == "serving" || !pod.certified)
-                    && status.revision() >= revision
-            },
-        )
+        self.until("every agent serves its pods under the new revision", |status| {
+            // A pod is in the status of its own node's agent only.
+            let mut own = pods.iter().filter_map(|pod| Some((pod, status.state(pod.uid)?))).peekable();
+            own.peek().is_some()
+                && own.all(|(pod, state)| state == "serving" || !pod.certified)
+                && status.revision() >= revision
+        })
     }
 
     /// Fails when a process of the mesh has ended by itself.
     pub(crate) fn check(&mut self) -> Done {
-        let agents = self
-            .agents
-            .iter_mut()
-            .filter_map(|agent| agent.process.as_mut());
-        self.ca
-            .as_mut()
-            .into_iter()
-            .chain(agents)
-            .try_for_each(Process::check)
+        let agents = self.agents.iter_mut().filter_map(|agent| agent.process.as_mut());
+        self.ca.as_mut().into_iter().chain(agents).try_for_each(Process::check)
     }
 
     /// Every record that the agent has written.
     pub(crate) fn records(&self, at: usize) -> Done<Vec<Record>> {
-        Record::read_all(
-            &self
-                .folder
-                .join(format!("records-{}.jsonl", self.agents[at].node)),
-        )
+        Record::read_all(&self.folder.join(format!("records-{}.jsonl", self.agents[at].node)))
     }
 
     /// The ids of the agents' processes.
     pub(crate) fn agent_ids(&self) -> Vec<u32> {
-        self.agents
-            .iter()
-            .filter_map(|agent| Some(agent.process.as_ref()?.id()))
-            .collect()
+        self.agents.iter().filter_map(|agent| Some(agent.process.as_ref()?.id())).collect()
     }
 
     fn statuses(&self) -> String {
@@ -223,29 +171,15 @@ pub(crate) fn remove_kernel_state(folder: &Path) -> Done {
     let mantle = fs::read_to_string(folder.join(BINARY)).unwrap_or_default();
     for entry in entries {
         let path = entry.context(folder.display())?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let Some(node) = name
-            .strip_prefix("agent-")
-            .and_then(|name| name.strip_suffix(".yaml"))
-        else {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(node) = name.strip_prefix("agent-").and_then(|name| name.strip_suffix(".yaml")) else {
             continue;
         };
-        let cleaned = shell::output(
-            Command::new(mantle.trim())
-                .args(["agent", "cleanup", "--config"])
-                .arg(&path),
-        );
+        let cleaned = shell::output(Command::new(mantle.trim()).args(["agent", "cleanup", "--config"]).arg(&path));
         // An agent that never came so far has nothing to clean; one whose program is gone leaves only its pins.
         let pins = Path::new("/sys/fs/bpf/mantle").join(instance(folder, node));
         if pins.exists() {
-            say::line(format!(
-                "`mantle agent cleanup` left {}: removed",
-                pins.display()
-            ));
+            say::line(format!("`mantle agent cleanup` left {}: removed", pins.display()));
             fs::remove_dir_all(&pins).context(pins.display())?;
             cleaned?;
         }
@@ -256,11 +190,7 @@ pub(crate) fn remove_kernel_state(folder: &Path) -> Done {
 /// The instance of `node`'s agent in the world in `folder`: two worlds' agents are apart.
 fn instance(folder: &Path, node: &str) -> String {
     let world = folder.file_name().unwrap_or_default().to_string_lossy();
-    format!(
-        "{}-{}",
-        world.trim_start_matches("mantle-"),
-        node.trim_start_matches("node-")
-    )
+    format!("{}-{}", world.trim_start_matches("mantle-"), node.trim_start_matches("node-"))
 }
 
 fn place_command(place: &Namespace, program: &Path) -> Command {
@@ -268,15 +198,7 @@ fn place_command(place: &Namespace, program: &Path) -> Command {
 }
 
 fn token_words(config: &Path, node: &str) -> [String; 6] {
-    [
-        "ca",
-        "token",
-        "--config",
-        &config.display().to_string(),
-        "--node",
-        node,
-    ]
-    .map(str::to_owned)
+    ["ca", "token", "--config", &config.display().to_string(), "--node", node].map(str::to_owned)
 }
 
 /// Writes a file that someone may be watching: at once or not at all.
@@ -289,9 +211,7 @@ fn write(path: &Path, text: &str) -> Done {
 
 fn remove(path: &Path) -> Done {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(Failure::new(format!("{}: {error}", path.display())))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::new(format!("{}: {error}", path.display()))),
         Ok(()) | Err(_) => Ok(()),
     }
 }

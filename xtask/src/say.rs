@@ -1,9 +1,5 @@
 //! What the commands print, all in one place, so that every command speaks alike.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command-line tool's output"
-)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool's output")]
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
@@ -21,10 +17,7 @@ impl Step {
     pub(crate) fn begin(name: impl Into<String>) -> Self {
         let name = name.into();
         println!("{} {name}", paint(Colour::Bold, "==>"));
-        Self {
-            started: Instant::now(),
-            name,
-        }
+        Self { started: Instant::now(), name }
     }
 
     /// Says that the work is done, and how long it took.
@@ -66,11 +59,7 @@ pub(crate) fn seconds(duration: Duration) -> String {
     if seconds < 60.0 {
         return format!("{seconds:.1} s");
     }
-    format!(
-        "{} min {:02} s",
-        duration.as_secs() / 60,
-        duration.as_secs() % 60
-    )
+    format!("{} min {:02} s", duration.as_secs() / 60, duration.as_secs() % 60)
 }
 
 enum Colour {

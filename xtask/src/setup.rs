@@ -38,10 +38,7 @@ pub(crate) fn run(purposes: &[For]) -> Done {
         found.push(tools::install(&tools::CARGO_DENY)?);
     }
     let found = found.join(", ");
-    say::plain(format!(
-        "setup: {found} ({})",
-        say::seconds(started.elapsed())
-    ));
+    say::plain(format!("setup: {found} ({})", say::seconds(started.elapsed())));
     Ok(())
 }
 

@@ -65,10 +65,7 @@ pub(crate) fn cargo() -> Command {
     // `cargo run` describes this crate in the environment; a build that it starts must not see that.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_")
-            || text.starts_with("CARGO_MANIFEST_")
-            || text == "CARGO_BIN_NAME"
-        {
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_BIN_NAME" {
             command.env_remove(&name);
         }
     }
@@ -79,18 +76,13 @@ pub(crate) fn cargo() -> Command {
 /// Where `program` is, as a shell would find it, the administrator's folders included.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let folders =
-        env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from));
-    folders
-        .map(|folder| folder.join(program))
-        .find(|candidate| candidate.is_file())
+    let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
 }
 
 /// Runs `command` with its output on ours.
 pub(crate) fn run(command: &mut Command) -> Done {
-    let status = command
-        .status()
-        .context(format!("cannot start {}", words(command)))?;
+    let status = command.status().context(format!("cannot start {}", words(command)))?;
     if status.success() {
         return Ok(());
     }
@@ -99,18 +91,10 @@ pub(crate) fn run(command: &mut Command) -> Done {
 
 /// Runs `command` and gives what it printed; on failure its error output is the reason.
 pub(crate) fn output(command: &mut Command) -> Done<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .context(format!("cannot start {}", words(command)))?;
+    let output = command.stdin(Stdio::null()).output().context(format!("cannot start {}", words(command)))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Failure(format!(
-            "`{}` ended with {}: {}",
-            words(command),
-            output.status,
-            said.trim()
-        )));
+        return Err(Failure(format!("`{}` ended with {}: {}", words(command), output.status, said.trim())));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -140,11 +124,7 @@ pub(crate) fn logged(command: &mut Command, log: &Path) -> Done {
     if status.success() {
         return Ok(());
     }
-    Err(Failure(format!(
-        "`{what}` ended with {status}:\n{}\n(all of it: {})",
-        tail(log),
-        log.display()
-    )))
+    Err(Failure(format!("`{what}` ended with {status}:\n{}\n(all of it: {})", tail(log), log.display())))
 }
 
 /// The command as one would type it.

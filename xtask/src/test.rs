@@ -73,32 +73,20 @@ pub(crate) fn unit(filter: Option<&str>, count: &mut Count) -> Done {
 pub(crate) fn kernel(filter: Option<&str>, count: &mut Count) -> Done {
     let mantle = build::mantle(build::Profile::Dev)?;
     let mut cargo = cargo_test(&["--test", "*"], filter);
-    counted(
-        std::mem::replace(cargo.env("MANTLE_BIN", mantle), Command::new("true")),
-        count,
-    )
+    counted(std::mem::replace(cargo.env("MANTLE_BIN", mantle), Command::new("true")), count)
 }
 
 fn cargo_test(targets: &[&str], filter: Option<&str>) -> Command {
     let mut cargo = shell::cargo();
-    cargo
-        .args(["test", "--locked", "--workspace", "--no-fail-fast"])
-        .args(targets)
-        .args(filter);
+    cargo.args(["test", "--locked", "--workspace", "--no-fail-fast"]).args(targets).args(filter);
     cargo
 }
 
 /// Runs `cargo test`, passes its output on, and adds its results to `count`.
 fn counted(mut cargo: Command, count: &mut Count) -> Done {
     let words = shell::words(&cargo);
-    let mut child = cargo
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start cargo")?;
-    let stdout = child
-        .stdout
-        .take()
-        .ok_or_else(|| Failure::new("cargo has no output"))?;
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let stdout = child.stdout.take().ok_or_else(|| Failure::new("cargo has no output"))?;
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
         count.add(result(&line).unwrap_or_default());
         say::plain(&line);
@@ -117,10 +105,7 @@ fn result(line: &str) -> Option<Count> {
         let before = rest.split(name).next()?.trim_end();
         before.rsplit([' ', '.', ';']).next()?.parse().ok()
     };
-    Some(Count {
-        passed: number("passed")?,
-        failed: number("failed")?,
-    })
+    Some(Count { passed: number("passed")?, failed: number("failed")? })
 }
 
 #[cfg(test)]
@@ -130,13 +115,7 @@ mod tests {
     #[test]
     fn reads_a_closing_line() {
         let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s";
-        assert_eq!(
-            result(line),
-            Some(Count {
-                passed: 12,
-                failed: 3
-            })
-        );
+        assert_eq!(result(line), Some(Count { passed: 12, failed: 3 }));
         assert_eq!(result("test tidy::names ... ok"), None);
         assert_eq!(result("test result: nonsense"), None);
     }

@@ -45,11 +45,7 @@ struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{}:{}: {} [{} {}]",
-            self.path, self.line, self.text, self.rule, self.item
-        )
+        write!(formatter, "{}:{}: {} [{} {}]", self.path, self.line, self.text, self.rule, self.item)
     }
 }
 
@@ -69,11 +65,7 @@ pub(crate) fn run() -> Done {
         say::line(format!("{} files are tidy", files.len()));
         return Ok(());
     }
-    Err(Failure::new(format!(
-        "{} things are not tidy:\n{}",
-        problems.len(),
-        problems.join("\n")
-    )))
+    Err(Failure::new(format!("{} things are not tidy:\n{}", problems.len(), problems.join("\n"))))
 }
 
 /// Applies every rule to one file.
@@ -90,33 +82,17 @@ fn check(path: &str, text: &str) -> Done<Vec<Finding>> {
 
 /// The findings that no exception covers, and the exceptions that cover nothing.
 fn judge(findings: &[Finding], exceptions: &[Exception]) -> Vec<String> {
-    let open = findings
-        .iter()
-        .filter(|finding| !exceptions.iter().any(|exception| exception.covers(finding)));
-    let idle = exceptions
-        .iter()
-        .filter(|exception| !findings.iter().any(|finding| exception.covers(finding)));
+    let open = findings.iter().filter(|finding| !exceptions.iter().any(|exception| exception.covers(finding)));
+    let idle = exceptions.iter().filter(|exception| !findings.iter().any(|finding| exception.covers(finding)));
     let open = open.map(Finding::to_string);
-    let idle =
-        idle.map(|exception| format!("{exception}: nothing needs this exception: remove it"));
+    let idle = idle.map(|exception| format!("{exception}: nothing needs this exception: remove it"));
     open.chain(idle).collect()
 }
 
 /// Every file that is, or is about to be, in the repository.
 fn files() -> Done<Vec<String>> {
     let mut git = Command::new("git");
-    git.args([
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ])
-    .current_dir(shell::root());
+    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(shell::root());
     let listed = shell::output(&mut git).context("cannot list the repository's files")?;
-    Ok(listed
-        .split('\0')
-        .filter(|path| !path.is_empty())
-        .map(str::to_owned)
-        .collect())
+    Ok(listed.split('\0').filter(|path| !path.is_empty()).map(str::to_owned).collect())
 }

@@ -46,12 +46,7 @@ impl World {
         let folder = folder(name);
         let made = fs::DirBuilder::new().mode(0o755).create(&folder);
         made.context(format!("cannot make {}", folder.display()))?;
-        Ok(Self {
-            name,
-            folder,
-            keep: false,
-            _lock,
-        })
+        Ok(Self { name, folder, keep: false, _lock })
     }
 
     /// Where this world's files are.
@@ -66,11 +61,7 @@ impl World {
 
     /// Starts `command` in `place`, with its output in `<name>.log`.
     pub(crate) fn spawn(&self, name: &str, place: &Namespace, command: &Command) -> Done<Process> {
-        let process = Process::spawn(
-            name,
-            &place.command(command),
-            &self.folder.join(format!("{name}.log")),
-        )?;
+        let process = Process::spawn(name, &place.command(command), &self.folder.join(format!("{name}.log")))?;
         self.remember(&process)?;
         Ok(process)
     }
@@ -83,11 +74,7 @@ impl World {
     fn remember(&self, process: &Process) -> Done {
         use std::io::Write as _;
         let path = self.folder.join(process::LIST);
-        let mut file = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .context(path.display())?;
+        let mut file = fs::File::options().create(true).append(true).open(&path).context(path.display())?;
         writeln!(file, "{}", process.entry()).context(path.display())
     }
 }
@@ -110,11 +97,7 @@ pub(crate) fn end(name: &'static str) -> Done<bool> {
 }
 
 /// Looks until `look` gives something, and fails at the deadline, at Ctrl-C, or when `look` does.
-pub(crate) fn wait<T>(
-    what: &str,
-    limit: Duration,
-    mut look: impl FnMut() -> Done<Option<T>>,
-) -> Done<T> {
+pub(crate) fn wait<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Done<Option<T>>) -> Done<T> {
     let deadline = Instant::now() + limit;
     loop {
         interrupt::check()?;
@@ -122,10 +105,7 @@ pub(crate) fn wait<T>(
             return Ok(found);
         }
         if Instant::now() >= deadline {
-            return Err(Failure::new(format!(
-                "{what}: not within {}",
-                say::seconds(limit)
-            )));
+            return Err(Failure::new(format!("{what}: not within {}", say::seconds(limit))));
         }
         thread::sleep(LOOK_AGAIN);
     }
@@ -138,11 +118,8 @@ fn folder(name: &str) -> PathBuf {
 fn lock(name: &str) -> Done<Flock<fs::File>> {
     let path = Path::new("/run").join(format!("{name}.lock"));
     let file = fs::File::create(&path).context(format!("cannot make {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
-        Failure::new(format!(
-            "another `cargo xtask` is at work on {name}: wait for it, or end it"
-        ))
-    })
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| Failure::new(format!("another `cargo xtask` is at work on {name}: wait for it, or end it")))
 }
 
 /// Takes away everything of the world `name`, and says whether there was anything.
@@ -161,9 +138,7 @@ fn sweep(name: &str) -> Done<bool> {
         namespace.remove()?;
     }
     match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).context(folder.display())?
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(folder.display())?,
         Ok(()) | Err(_) => {}
     }
     Ok(true)

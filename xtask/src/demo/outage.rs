@@ -27,21 +27,11 @@ fn one(stage: &mut Stage, at: usize, signal: Signal) -> Done {
     let gone = now();
     let without = stage.asked_since(gone, REQUESTS)?;
     let worked: Vec<_> = without.iter().filter(|request| request.worked()).collect();
-    holds(worked.is_empty(), || {
-        format!("without {node}'s agent no request works: {worked:?}")
-    })?;
+    holds(worked.is_empty(), || format!("without {node}'s agent no request works: {worked:?}"))?;
     let stranger = stage.ask("stranger", &stage.stranger)?;
-    holds(!stranger.worked(), || {
-        "a stranger is refused without an agent too".to_owned()
-    })?;
-    let how = without
-        .iter()
-        .find_map(|request| request.ended.as_ref().err())
-        .map_or("", String::as_str);
-    say::check(format!(
-        "{node}'s agent is gone ({signal}): {} requests, all fail closed: {how}",
-        without.len()
-    ));
+    holds(!stranger.worked(), || "a stranger is refused without an agent too".to_owned())?;
+    let how = without.iter().find_map(|request| request.ended.as_ref().err()).map_or("", String::as_str);
+    say::check(format!("{node}'s agent is gone ({signal}): {} requests, all fail closed: {how}", without.len()));
 
     let restarted = Instant::now();
     stage.mesh.start_agent(&stage.world, at)?;
@@ -51,17 +41,11 @@ fn one(stage: &mut Stage, at: usize, signal: Signal) -> Done {
     recovered(stage)?;
     let wire = capture.end()?;
     only_tls(&wire, stage)?;
-    let sent: usize = wire
-        .between(STRANGER, *WEB.ip())
-        .map(|stream| stream.bytes.len())
-        .sum();
-    holds(sent == 0, || {
-        format!("the stranger gets no byte through, not {sent}")
-    })?;
-    say::check(format!(
-        "no byte of plaintext passed; it returns without a new token, and serves after {}",
-        { say::seconds(restarted.elapsed()) }
-    ));
+    let sent: usize = wire.between(STRANGER, *WEB.ip()).map(|stream| stream.bytes.len()).sum();
+    holds(sent == 0, || format!("the stranger gets no byte through, not {sent}"))?;
+    say::check(format!("no byte of plaintext passed; it returns without a new token, and serves after {}", {
+        say::seconds(restarted.elapsed())
+    }));
     Ok(())
 }
 
@@ -71,9 +55,6 @@ fn recovered(stage: &mut Stage) -> Done {
         stage.check()?;
         let asked = stage.asked()?;
         let last = &asked[asked.len().saturating_sub(REQUESTS)..];
-        Ok(last
-            .iter()
-            .all(super::requests::Request::worked)
-            .then_some(()))
+        Ok(last.iter().all(super::requests::Request::worked).then_some(()))
     })
 }

@@ -34,19 +34,12 @@ impl Request {
         let line: Value = serde_json::from_str(line).ok()?;
         let address = |name: &str| line[name].as_str()?.parse().ok();
         let ended = if line["ok"] == true {
-            Ok(Ends {
-                local: address("local")?,
-                peer: address("peer")?,
-            })
+            Ok(Ends { local: address("local")?, peer: address("peer")? })
         } else {
             Err(line["error"].as_str()?.to_owned())
         };
         let at = Duration::try_from_secs_f64(line["at"].as_f64()?).ok()?;
-        Some(Self {
-            name: line["request"].as_str()?.to_owned(),
-            at,
-            ended,
-        })
+        Some(Self { name: line["request"].as_str()?.to_owned(), at, ended })
     }
 }
 

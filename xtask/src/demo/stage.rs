@@ -85,41 +85,14 @@ impl Stage {
 
     /// The pods in the directory, the ghost included.
     pub(super) fn pods(&self, mode: Mode, serving: bool) -> Vec<Pod> {
-        let client = Pod::listed(
-            "client",
-            "5f0f4d6e-94e1-4d53-8a4e-2f6d3c1b7a01",
-            CLIENT,
-            &self.client,
-        );
-        let web = Pod::listed(
-            "web",
-            "b2d7c9a4-6e0b-4a8f-b1c3-9e5d8f2a4c02",
-            *WEB.ip(),
-            &self.web,
-        );
-        let ghost = Pod::listed(
-            "ghost",
-            "0e8c1c52-3c67-4d0c-9d5b-7c1f0a6f9b03",
-            GHOST,
-            &self.ghost,
-        );
+        let client = Pod::listed("client", "5f0f4d6e-94e1-4d53-8a4e-2f6d3c1b7a01", CLIENT, &self.client);
+        let web = Pod::listed("web", "b2d7c9a4-6e0b-4a8f-b1c3-9e5d8f2a4c02", *WEB.ip(), &self.web);
+        let ghost = Pod::listed("ghost", "0e8c1c52-3c67-4d0c-9d5b-7c1f0a6f9b03", GHOST, &self.ghost);
         vec![
-            Pod {
-                mode,
-                serving,
-                ..client
-            },
-            Pod {
-                mode,
-                serving,
-                ..web
-            },
+            Pod { mode, serving, ..client },
+            Pod { mode, serving, ..web },
             // Without a certificate it never serves.
-            Pod {
-                mode,
-                certified: false,
-                ..ghost
-            },
+            Pod { mode, certified: false, ..ghost },
         ]
     }
 
@@ -134,19 +107,12 @@ impl Stage {
         command.args(["--count", "1"]);
         shell::output(&mut place.command(&command))?;
         let requests = requests::read(&self.world.folder().join(format!("requests-{name}.jsonl")))?;
-        requests
-            .into_iter()
-            .last()
-            .ok_or_else(|| Failure::new("the client said nothing"))
+        requests.into_iter().last().ok_or_else(|| Failure::new("the client said nothing"))
     }
 
     /// Starts the client's loop: a request, with a connection of its own, 25 times a second.
     pub(super) fn start_asking(&mut self) -> Done {
-        self.asking = Some(self.world.spawn(
-            "client",
-            &self.client,
-            &self.asking_command("loop"),
-        )?);
+        self.asking = Some(self.world.spawn("client", &self.client, &self.asking_command("loop"))?);
         Ok(())
     }
 
@@ -157,16 +123,12 @@ impl Stage {
 
     /// Waits until the loop has made `count` requests that began after `since`, and gives them.
     pub(super) fn asked_since(&mut self, since: Duration, count: usize) -> Done<Vec<Request>> {
-        wait(
-            &format!("the client asks {count} times"),
-            Duration::from_secs(20),
-            || {
-                self.check()?;
-                let mut asked = self.asked()?;
-                asked.retain(|request| request.at > since);
-                Ok((asked.len() >= count).then_some(asked))
-            },
-        )
+        wait(&format!("the client asks {count} times"), Duration::from_secs(20), || {
+            self.check()?;
+            let mut asked = self.asked()?;
+            asked.retain(|request| request.at > since);
+            Ok((asked.len() >= count).then_some(asked))
+        })
     }
 
     /// The server's log: for each request's name, who asked and whom, as the server sees it.
@@ -175,15 +137,9 @@ impl Stage {
         let text = fs::read_to_string(&path).context(path.display())?;
         let line = |line: &str| {
             let mut words = line.split(' ');
-            Some((
-                words.next()?.to_owned(),
-                words.next()?.parse().ok()?,
-                words.next()?.parse().ok()?,
-            ))
+            Some((words.next()?.to_owned(), words.next()?.parse().ok()?, words.next()?.parse().ok()?))
         };
-        text.lines()
-            .map(|text| line(text).ok_or_else(|| Failure::new(format!("nginx logged `{text}`"))))
-            .collect()
+        text.lines().map(|text| line(text).ok_or_else(|| Failure::new(format!("nginx logged `{text}`")))).collect()
     }
 
     /// Fails when a process of the demo has ended by itself.
@@ -205,17 +161,7 @@ impl Stage {
     fn asking_command(&self, name: &str) -> Command {
         let log = self.world.folder().join(format!("requests-{name}.jsonl"));
         let mut command = Command::new(&self.xtask);
-        command.args([
-            "client",
-            "--to",
-            &WEB.to_string(),
-            "--secret",
-            &self.secret,
-            "--expect",
-            PAGE,
-            "--name",
-            name,
-        ]);
+        command.args(["client", "--to", &WEB.to_string(), "--secret", &self.secret, "--expect", PAGE, "--name", name]);
         command.arg("--log").arg(log);
         command
     }
@@ -223,9 +169,7 @@ impl Stage {
 
 /// The time since the epoch, as captures and logs have it.
 pub(super) fn now() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Text that nothing else has.
@@ -237,21 +181,9 @@ fn secret() -> String {
 fn serve(world: &World, pod: &Namespace) -> Done<Process> {
     let folder = world.folder().display().to_string();
     let config = world.folder().join("nginx.conf");
-    fs::write(
-        &config,
-        NGINX.replace("FOLDER", &folder).replace("PAGE", PAGE),
-    )
-    .context(config.display())?;
+    fs::write(&config, NGINX.replace("FOLDER", &folder).replace("PAGE", PAGE)).context(config.display())?;
     let mut command = Command::new("nginx");
-    command
-        .args([
-            "-p",
-            &folder,
-            "-e",
-            &format!("{folder}/nginx-error.log"),
-            "-c",
-        ])
-        .arg(&config);
+    command.args(["-p", &folder, "-e", &format!("{folder}/nginx-error.log"), "-c"]).arg(&config);
     let mut nginx = world.spawn("nginx", pod, &command)?;
     let pid = world.folder().join("nginx.pid");
     wait("nginx serves", Duration::from_secs(10), || {

@@ -18,19 +18,11 @@ pub(super) fn before(stage: &mut Stage) -> Done {
     let capture = stage.capture("wire-1")?;
     let request = stage.ask("before", &stage.client)?;
     let wire = capture.end()?;
-    holds(request.worked(), || {
-        format!("the server answers the client: {request:?}")
-    })?;
+    holds(request.worked(), || format!("the server answers the client: {request:?}"))?;
     say::check("the client's request works");
-    let readable = wire
-        .between(CLIENT, *WEB.ip())
-        .find(|stream| stream.holds(&stage.secret));
-    let readable = readable
-        .ok_or_else(|| Failure::new("the secret did not pass the wire, so the capture is blind"))?;
-    say::check(format!(
-        "tcpdump read from {} to {}: X-Secret: {}",
-        readable.from, readable.to, stage.secret
-    ));
+    let readable = wire.between(CLIENT, *WEB.ip()).find(|stream| stream.holds(&stage.secret));
+    let readable = readable.ok_or_else(|| Failure::new("the secret did not pass the wire, so the capture is blind"))?;
+    say::check(format!("tcpdump read from {} to {}: X-Secret: {}", readable.from, readable.to, stage.secret));
     Ok(())
 }
 
@@ -42,11 +34,7 @@ pub(super) fn enrol(stage: &mut Stage) -> Done {
     stage.mesh.start_ca(&stage.world)?;
     stage.mesh.start_agent(&stage.world, 0)?;
     stage.mesh.start_agent(&stage.world, 1)?;
-    stage
-        .mesh
-        .until("both agents read the directory", |status| {
-            status.revision() >= 1
-        })?;
+    stage.mesh.until("both agents read the directory", |status| status.revision() >= 1)?;
     say::check("the CA and both agents run, under a directory that lists no pod");
     stage.capture = Some(stage.capture("wire-2")?);
 
@@ -54,52 +42,30 @@ pub(super) fn enrol(stage: &mut Stage) -> Done {
     say::check("listed: each agent has its pod's certificate and listeners, and reports `serving`");
     let revision = publish(stage, Mode::Permissive, true)?;
     stage.published = now();
-    say::check(format!(
-        "published: both agents have revision {revision}: from here on, no connection is plaintext"
-    ));
+    say::check(format!("published: both agents have revision {revision}: from here on, no connection is plaintext"));
     let stranger = stage.ask("stranger", &stage.stranger)?;
-    holds(stranger.worked(), || {
-        format!("a permissive pod takes plaintext: {stranger:?}")
-    })?;
+    holds(stranger.worked(), || format!("a permissive pod takes plaintext: {stranger:?}"))?;
     say::check("a stranger outside the mesh is still served: the pods are permissive");
     let revision = publish(stage, Mode::Strict, true)?;
-    say::check(format!(
-        "strict: both agents have revision {revision}: no plaintext enters"
-    ));
+    say::check(format!("strict: both agents have revision {revision}: no plaintext enters"));
 
     stage.asked_since(now(), 25)?;
     let asked = stage.asked()?;
     let failed: Vec<_> = asked.iter().filter(|request| !request.worked()).collect();
-    holds(failed.is_empty(), || {
-        format!("no request fails: {failed:?}")
-    })?;
-    say::check(format!(
-        "{} requests so far, none failed, and nothing was restarted",
-        asked.len()
-    ));
+    holds(failed.is_empty(), || format!("no request fails: {failed:?}"))?;
+    say::check(format!("{} requests so far, none failed, and nothing was restarted", asked.len()));
     Ok(())
 }
 
 /// Chapter 3: what passed between the nodes from the publication on.
 pub(super) fn wire(stage: &mut Stage) -> Done {
-    let capture = stage
-        .capture
-        .take()
-        .ok_or_else(|| Failure::new("no capture is running"))?;
+    let capture = stage.capture.take().ok_or_else(|| Failure::new("no capture is running"))?;
     let wire = capture.end()?;
     only_tls(&wire, stage)?;
-    let tunnels = wire
-        .between(CLIENT, *WEB.ip())
-        .filter(|stream| stream.to.port() == TUNNELS);
-    let (count, bytes) = tunnels.fold((0, 0), |(count, bytes), stream| {
-        (count + 1, bytes + stream.bytes.len())
-    });
-    holds(count > 0 && bytes > 0, || {
-        "tunnels pass the wire".to_owned()
-    })?;
-    say::check(format!(
-        "{count} tunnels to port {TUNNELS}, {bytes} bytes of TLS records from first to last"
-    ));
+    let tunnels = wire.between(CLIENT, *WEB.ip()).filter(|stream| stream.to.port() == TUNNELS);
+    let (count, bytes) = tunnels.fold((0, 0), |(count, bytes), stream| (count + 1, bytes + stream.bytes.len()));
+    holds(count > 0 && bytes > 0, || "tunnels pass the wire".to_owned())?;
+    say::check(format!("{count} tunnels to port {TUNNELS}, {bytes} bytes of TLS records from first to last"));
     say::check("no byte to port 80, and the secret is not on the wire");
     Ok(())
 }
@@ -107,38 +73,21 @@ pub(super) fn wire(stage: &mut Stage) -> Done {
 /// Chapter 4: the addresses that both applications see.
 pub(super) fn addresses(stage: &mut Stage) -> Done {
     let served = stage.served()?;
-    let served: BTreeMap<_, _> = served
-        .iter()
-        .map(|(name, from, to)| (name.as_str(), (*from, *to)))
-        .collect();
+    let served: BTreeMap<_, _> = served.iter().map(|(name, from, to)| (name.as_str(), (*from, *to))).collect();
     let mut compared = 0;
-    for request in stage
-        .asked()?
-        .iter()
-        .filter(|request| request.at > stage.published)
-    {
+    for request in stage.asked()?.iter().filter(|request| request.at > stage.published) {
         let Ok(ends) = &request.ended else { continue };
-        let (from, to) = served.get(request.name.as_str()).copied().ok_or_else(|| {
-            Failure::new(format!("the server's log lacks request {}", request.name))
-        })?;
-        holds(from == ends.local, || {
-            format!(
-                "the server sees {from}, the client's own address is {}",
-                ends.local
-            )
-        })?;
-        holds(ends.peer == WEB.into(), || {
-            format!("the client sees {} in place of {WEB}", ends.peer)
-        })?;
-        holds(to.ip() == *WEB.ip(), || {
-            format!("the server's own address is {to}")
-        })?;
+        let (from, to) = served
+            .get(request.name.as_str())
+            .copied()
+            .ok_or_else(|| Failure::new(format!("the server's log lacks request {}", request.name)))?;
+        holds(from == ends.local, || format!("the server sees {from}, the client's own address is {}", ends.local))?;
+        holds(ends.peer == WEB.into(), || format!("the client sees {} in place of {WEB}", ends.peer))?;
+        holds(to.ip() == *WEB.ip(), || format!("the server's own address is {to}"))?;
         compared += 1;
     }
     holds(compared > 0, || "requests were compared".to_owned())?;
-    say::check(format!(
-        "{compared} requests: nginx logged the client's true address and port each time"
-    ));
+    say::check(format!("{compared} requests: nginx logged the client's true address and port each time"));
     say::check(format!("and the client's sockets had {WEB} as their peer"));
     Ok(())
 }
@@ -157,17 +106,10 @@ pub(super) fn records(stage: &mut Stage) -> Done {
         .filter_map(|request| Some(request.ended.as_ref().ok()?.local.to_string()))
         .collect();
     // A record is written when its connection is quite over, which is after the client has its answer.
-    let joined = wait(
-        "each connection has its two records",
-        Duration::from_secs(5),
-        || {
-            let (out, into) = (
-                of(&stage.mesh.records(0)?, "outbound"),
-                of(&stage.mesh.records(1)?, "inbound"),
-            );
-            Ok(join(&locals, &out, &into))
-        },
-    )?;
+    let joined = wait("each connection has its two records", Duration::from_secs(5), || {
+        let (out, into) = (of(&stage.mesh.records(0)?, "outbound"), of(&stage.mesh.records(1)?, "inbound"));
+        Ok(join(&locals, &out, &into))
+    })?;
     for (out, into) in &joined {
         check_record(out, client, web)?;
         check_record(into, client, web)?;
@@ -189,28 +131,13 @@ pub(super) fn outsiders(stage: &mut Stage) -> Done {
     let ghost = stage.ask("ghost", &stage.ghost)?;
     let stranger = stage.ask("stranger", &stage.stranger)?;
     let wire = capture.end()?;
-    holds(!ghost.worked(), || {
-        "a pod without a certificate is not served".to_owned()
-    })?;
-    holds(wire.between(GHOST, *WEB.ip()).next().is_none(), || {
-        "none of its packets leaves the node".to_owned()
-    })?;
-    say::check(format!(
-        "the enrolled pod that the CA does not know connects nowhere: {}",
-        reason(&ghost.ended)
-    ));
+    holds(!ghost.worked(), || "a pod without a certificate is not served".to_owned())?;
+    holds(wire.between(GHOST, *WEB.ip()).next().is_none(), || "none of its packets leaves the node".to_owned())?;
+    say::check(format!("the enrolled pod that the CA does not know connects nowhere: {}", reason(&ghost.ended)));
     holds(!stranger.worked(), || "a stranger is not served".to_owned())?;
-    let sent: usize = wire
-        .between(STRANGER, *WEB.ip())
-        .map(|stream| stream.bytes.len())
-        .sum();
-    holds(sent == 0, || {
-        format!("the stranger gets no byte through, not {sent}")
-    })?;
-    say::check(format!(
-        "the stranger's plaintext is refused by the kernel: {}",
-        reason(&stranger.ended)
-    ));
+    let sent: usize = wire.between(STRANGER, *WEB.ip()).map(|stream| stream.bytes.len()).sum();
+    holds(sent == 0, || format!("the stranger gets no byte through, not {sent}"))?;
+    say::check(format!("the stranger's plaintext is refused by the kernel: {}", reason(&stranger.ended)));
     Ok(())
 }
 
@@ -222,26 +149,16 @@ pub(super) fn only_tls(wire: &Wire, stage: &Stage) -> Done {
             continue;
         }
         let tunnel = stream.from.port() == TUNNELS || stream.to.port() == TUNNELS;
-        holds(tunnel || stream.bytes.is_empty(), || {
-            format!("no plaintext passes, but {ends} did")
-        })?;
-        holds(!tunnel || !stream.whole || stream.is_tls(), || {
-            format!("all is TLS, but not {ends}")
-        })?;
-        holds(!stream.holds(&stage.secret), || {
-            format!("the secret is not on the wire, but {ends} has it")
-        })?;
+        holds(tunnel || stream.bytes.is_empty(), || format!("no plaintext passes, but {ends} did"))?;
+        holds(!tunnel || !stream.whole || stream.is_tls(), || format!("all is TLS, but not {ends}"))?;
+        holds(!stream.holds(&stage.secret), || format!("the secret is not on the wire, but {ends} has it"))?;
     }
     Ok(())
 }
 
 /// Fails unless `truth`; the claim is told with the failure.
 pub(super) fn holds(truth: bool, claim: impl FnOnce() -> String) -> Done {
-    if truth {
-        Ok(())
-    } else {
-        Err(Failure::new(format!("does not hold: {}", claim())))
-    }
+    if truth { Ok(()) } else { Err(Failure::new(format!("does not hold: {}", claim()))) }
 }
 
 /// Publishes the pods, and waits until both agents have taken up the revision and serve the two that can.
@@ -256,37 +173,16 @@ fn show(record: &Record) {
     say::line(format!("  id          {}", record.text("/id")));
     for end in ["source", "destination"] {
         let text = |part: &str| record.text(&format!("/{end}/{part}")).to_owned();
-        say::line(format!(
-            "  {end:<11} {} as {} ({})",
-            text("pod"),
-            text("identity"),
-            text("address")
-        ));
+        say::line(format!("  {end:<11} {} as {} ({})", text("pod"), text("identity"), text("address")));
     }
     let tls = |part: &str| record.text(&format!("/tls/{part}")).to_owned();
-    say::line(format!(
-        "  tls         {} {} {}",
-        tls("version"),
-        tls("group"),
-        tls("cipher")
-    ));
-    let numbers = (
-        record.number("/sent"),
-        record.number("/received"),
-        record.number("/duration_us"),
-    );
-    say::line(format!(
-        "  bytes       {} sent, {} received, in {} µs",
-        numbers.0, numbers.1, numbers.2
-    ));
+    say::line(format!("  tls         {} {} {}", tls("version"), tls("group"), tls("cipher")));
+    let numbers = (record.number("/sent"), record.number("/received"), record.number("/duration_us"));
+    say::line(format!("  bytes       {} sent, {} received, in {} µs", numbers.0, numbers.1, numbers.2));
 }
 
 fn of(records: &[Record], direction: &str) -> Vec<Record> {
-    records
-        .iter()
-        .filter(|record| record.text("/direction") == direction)
-        .cloned()
-        .collect()
+    records.iter().filter(|record| record.text("/direction") == direction).cloned().collect()
 }
 
 /// For each of these client addresses its only outbound record and the only inbound one with the same id; none while
@@ -306,27 +202,16 @@ fn join(locals: &[String], out: &[Record], into: &[Record]) -> Option<Vec<(Recor
 
 fn check_record(record: &Record, client: &Pod, web: &Pod) -> Done {
     for (end, pod) in [("source", client), ("destination", web)] {
-        for (part, expected) in [
-            ("identity", pod.identity()),
-            ("pod", format!("shop/{}", pod.name)),
-            ("uid", pod.uid.to_owned()),
-        ] {
+        for (part, expected) in
+            [("identity", pod.identity()), ("pod", format!("shop/{}", pod.name)), ("uid", pod.uid.to_owned())]
+        {
             let found = record.text(&format!("/{end}/{part}"));
-            holds(found == expected, || {
-                format!("the {end}'s {part} is {expected}, not `{found}`: {record:?}")
-            })?;
+            holds(found == expected, || format!("the {end}'s {part} is {expected}, not `{found}`: {record:?}"))?;
         }
     }
-    holds(
-        record.text("/destination/address") == WEB.to_string(),
-        || format!("the destination is {WEB}: {record:?}"),
-    )?;
-    holds(record.text("/tls/version") == "1.3", || {
-        format!("TLS is 1.3: {record:?}")
-    })?;
-    holds(record.text("/close") == "finished", || {
-        format!("the connection finished in order: {record:?}")
-    })
+    holds(record.text("/destination/address") == WEB.to_string(), || format!("the destination is {WEB}: {record:?}"))?;
+    holds(record.text("/tls/version") == "1.3", || format!("TLS is 1.3: {record:?}"))?;
+    holds(record.text("/close") == "finished", || format!("the connection finished in order: {record:?}"))
 }
 
 fn reason<T>(ended: &Result<T, String>) -> &str {

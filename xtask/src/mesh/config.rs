@@ -36,28 +36,10 @@ pub(crate) struct Pod {
 
 impl Pod {
     /// A permissive pod that does not serve yet; its address says on which node it is.
-    pub(crate) fn listed(
-        name: &'static str,
-        uid: &'static str,
-        address: Ipv4Addr,
-        place: &Namespace,
-    ) -> Self {
-        let node = if address.octets()[2] == 1 {
-            "node-a"
-        } else {
-            "node-b"
-        };
+    pub(crate) fn listed(name: &'static str, uid: &'static str, address: Ipv4Addr, place: &Namespace) -> Self {
+        let node = if address.octets()[2] == 1 { "node-a" } else { "node-b" };
         let (netns, mode) = (place.path(), Mode::Permissive);
-        Self {
-            name,
-            uid,
-            node,
-            address,
-            netns,
-            mode,
-            serving: false,
-            certified: true,
-        }
+        Self { name, uid, node, address, netns, mode, serving: false, certified: true }
     }
 
     /// The identity that the CA gives it.
@@ -70,14 +52,7 @@ impl Pod {
             Mode::Permissive => "permissive",
             Mode::Strict => "strict",
         };
-        let Self {
-            name,
-            uid,
-            node,
-            address,
-            serving,
-            ..
-        } = self;
+        let Self { name, uid, node, address, serving, .. } = self;
         let netns = self.netns.display();
         format!(
             "  - uid: {uid}\n    name: {name}\n    namespace: shop\n    service_account: {name}\n    node: {node}\n    \

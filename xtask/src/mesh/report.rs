@@ -21,10 +21,7 @@ impl Status {
         };
         let status: Value = serde_json::from_str(&text).context(path.display())?;
         if let Some(problem) = status["problem"].as_str() {
-            return Err(Failure::new(format!(
-                "{} reports a problem: {problem}",
-                status["instance"]
-            )));
+            return Err(Failure::new(format!("{} reports a problem: {problem}", status["instance"])));
         }
         Ok(Some(Self(status)))
     }
@@ -54,25 +51,16 @@ impl Record {
         };
         // The last line may be on its way.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole
-            .lines()
-            .map(|line| serde_json::from_str(line).map(Self).context(path.display()))
-            .collect()
+        whole.lines().map(|line| serde_json::from_str(line).map(Self).context(path.display())).collect()
     }
 
     /// The text at `pointer` (RFC 6901); empty where there is none.
     pub(crate) fn text(&self, pointer: &str) -> &str {
-        self.0
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+        self.0.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
     }
 
     /// The number at `pointer`; 0 where there is none.
     pub(crate) fn number(&self, pointer: &str) -> u64 {
-        self.0
-            .pointer(pointer)
-            .and_then(Value::as_u64)
-            .unwrap_or_default()
+        self.0.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
     }
 }

@@ -14,14 +14,8 @@ const DEBIAN: &str = "Debian's rustc-web with core for bpfel-unknown-none";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 const PACKAGES: [Package; 2] = [
-    Package {
-        name: "rustc-web",
-        gives: Gives::Nothing,
-    },
-    Package {
-        name: "libstd-rust-web-dev-bpf",
-        gives: Gives::Nothing,
-    },
+    Package { name: "rustc-web", gives: Gives::Nothing },
+    Package { name: "libstd-rust-web-dev-bpf", gives: Gives::Nothing },
 ];
 
 /// Finds or installs a toolchain and says which.
@@ -41,9 +35,7 @@ pub(super) fn install() -> Done<&'static str> {
 fn add_component() -> Done<&'static str> {
     // Bounded, because a network that swallows packets would hold rustup for long.
     shell::output(
-        Command::new("timeout")
-            .args(["180", "rustup", "component", "add", "rust-src"])
-            .current_dir(shell::root()),
+        Command::new("timeout").args(["180", "rustup", "component", "add", "rust-src"]).current_dir(shell::root()),
     )?;
     if has_source() {
         return Ok(RUST_SRC);
@@ -58,27 +50,18 @@ fn install_packages() -> Done<&'static str> {
     if has_debian_core() {
         return Ok(DEBIAN);
     }
-    Err(Failure::new(format!(
-        "{advice}; {DEBIAN_RUSTC} has no core for bpfel-unknown-none"
-    )))
+    Err(Failure::new(format!("{advice}; {DEBIAN_RUSTC} has no core for bpfel-unknown-none")))
 }
 
 fn has_source() -> bool {
-    sysroot(Path::new("rustc"))
-        .is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core").is_dir())
+    sysroot(Path::new("rustc")).is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core").is_dir())
 }
 
 fn has_debian_core() -> bool {
-    sysroot(Path::new(DEBIAN_RUSTC))
-        .is_some_and(|sysroot| sysroot.join("lib/rustlib/bpfel-unknown-none/lib").is_dir())
+    sysroot(Path::new(DEBIAN_RUSTC)).is_some_and(|sysroot| sysroot.join("lib/rustlib/bpfel-unknown-none/lib").is_dir())
 }
 
 fn sysroot(rustc: &Path) -> Option<PathBuf> {
-    let said = shell::output(
-        Command::new(rustc)
-            .args(["--print", "sysroot"])
-            .current_dir(shell::root()),
-    )
-    .ok()?;
+    let said = shell::output(Command::new(rustc).args(["--print", "sysroot"]).current_dir(shell::root())).ok()?;
     Some(PathBuf::from(said.trim()))
 }

@@ -25,39 +25,22 @@ pub(super) enum Gives {
 
 /// What the demo, the kernel tests and the benchmark use.
 pub(super) const WORLD: [Package; 4] = [
-    Package {
-        name: "iproute2",
-        gives: Gives::Program("ip"),
-    },
-    Package {
-        name: "util-linux",
-        gives: Gives::Program("nsenter"),
-    },
-    Package {
-        name: "nginx-light",
-        gives: Gives::Program("nginx"),
-    },
-    Package {
-        name: "tcpdump",
-        gives: Gives::Program("tcpdump"),
-    },
+    Package { name: "iproute2", gives: Gives::Program("ip") },
+    Package { name: "util-linux", gives: Gives::Program("nsenter") },
+    Package { name: "nginx-light", gives: Gives::Program("nginx") },
+    Package { name: "tcpdump", gives: Gives::Program("tcpdump") },
 ];
 
 /// Installs those of `packages` that are missing.
 pub(super) fn install(packages: &[Package]) -> Done {
-    let missing: Vec<&str> = packages
-        .iter()
-        .filter(|package| !package.is_there())
-        .map(|package| package.name)
-        .collect();
+    let missing: Vec<&str> =
+        packages.iter().filter(|package| !package.is_there()).map(|package| package.name).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let names = missing.join(" ");
     if shell::find("apt-get").is_none() {
-        return Err(Failure::new(format!(
-            "this machine lacks what these Debian packages hold: {names}; install them"
-        )));
+        return Err(Failure::new(format!("this machine lacks what these Debian packages hold: {names}; install them")));
     }
     let step = Step::begin(format!("installing {names}"));
     let _quiet = NoServices::begin()?;
@@ -78,16 +61,9 @@ impl Package {
 
 fn apt(action: &str, packages: &[&str]) -> Done {
     let mut command = Command::new("apt-get");
-    command
-        .args(["-q", "-y", "--no-install-recommends", action])
-        .args(packages);
+    command.args(["-q", "-y", "--no-install-recommends", action]).args(packages);
     command.env("DEBIAN_FRONTEND", "noninteractive");
-    shell::logged(
-        &mut command,
-        &shell::target()
-            .join("setup")
-            .join(format!("apt-{action}.log")),
-    )
+    shell::logged(&mut command, &shell::target().join("setup").join(format!("apt-{action}.log")))
 }
 
 /// While it lives, packages do not start their services: nginx is wanted as a program, not on this host's port 80.
@@ -104,10 +80,8 @@ impl NoServices {
         }
         let mut file = fs::File::create(Self::POLICY).context(Self::POLICY)?;
         let guard = Self { ours: true };
-        file.write_all(b"#!/bin/sh\nexit 101\n")
-            .context(Self::POLICY)?;
-        file.set_permissions(fs::Permissions::from_mode(0o755))
-            .context(Self::POLICY)?;
+        file.write_all(b"#!/bin/sh\nexit 101\n").context(Self::POLICY)?;
+        file.set_permissions(fs::Permissions::from_mode(0o755)).context(Self::POLICY)?;
         Ok(guard)
     }
 }

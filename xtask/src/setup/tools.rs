@@ -13,26 +13,14 @@ pub(super) struct Tool {
 }
 
 /// Links kernel programs.
-pub(super) const BPF_LINKER: Tool = Tool {
-    name: "bpf-linker",
-    version: "0.10.4",
-    takes: "about a minute",
-};
+pub(super) const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.10.4", takes: "about a minute" };
 
 /// Judges dependencies by licence, source and advisories.
-pub(super) const CARGO_DENY: Tool = Tool {
-    name: "cargo-deny",
-    version: "0.20.2",
-    takes: "about three minutes",
-};
+pub(super) const CARGO_DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2", takes: "about three minutes" };
 
 /// Builds `tool` unless this very version is there, and says what is there now.
 pub(super) fn install(tool: &Tool) -> Done<String> {
-    let Tool {
-        name,
-        version,
-        takes,
-    } = *tool;
+    let Tool { name, version, takes } = *tool;
     let named = format!("{name} {version}");
     if installed(name).is_some_and(|found| found == version) {
         return Ok(named);

@@ -20,11 +20,7 @@ impl Exception {
 
 impl fmt::Display for Exception {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{}: [{} {}] ({})",
-            self.path, self.rule, self.item, self.why
-        )
+        write!(formatter, "{}: [{} {}] ({})", self.path, self.rule, self.item, self.why)
     }
 }
 

@@ -25,13 +25,7 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
     for (index, line) in text.lines().enumerate() {
         let mut add = |item: &str, text: &str| {
             let (path, item, text) = (path.to_owned(), item.to_owned(), text.to_owned());
-            found.push(Finding {
-                rule: "leftover",
-                path,
-                line: index + 1,
-                item,
-                text,
-            });
+            found.push(Finding { rule: "leftover", path, line: index + 1, item, text });
         };
         for word in UNFINISHED.into_iter().filter(|word| line.contains(word)) {
             add(word, "unfinished or switched off: finish it");
@@ -40,15 +34,9 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
             add(LATER, "later work needs an issue's number, as in (#12)");
         }
         if line.contains(ELSEWHERE) {
-            add(
-                ELSEWHERE,
-                "reaches outside the repository, which must stand alone",
-            );
+            add(ELSEWHERE, "reaches outside the repository, which must stand alone");
         }
-        for folder in MACHINE
-            .into_iter()
-            .filter(|folder| starts_a_path(line, folder))
-        {
+        for folder in MACHINE.into_iter().filter(|folder| starts_a_path(line, folder)) {
             add(folder, "a path that only one machine has");
         }
     }

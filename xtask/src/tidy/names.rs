@@ -10,33 +10,16 @@ const EMPTY_WORDS: [&str; 5] = ["manager", "helper", "util", "misc", "info"];
 pub(super) fn check(source: &Source<'_>) -> Vec<Finding> {
     let finding = |line, item: &str| {
         let text = format!("`{item}` does not say what it is: name it by what it does or holds");
-        Finding {
-            rule: "name",
-            path: source.path.to_owned(),
-            line,
-            item: item.to_owned(),
-            text,
-        }
+        Finding { rule: "name", path: source.path.to_owned(), line, item: item.to_owned(), text }
     };
-    let file = Path::new(source.path)
-        .file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let file = Path::new(source.path).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let in_file = is_empty(&file).then(|| finding(1, &file));
-    let declared = source
-        .names
-        .iter()
-        .filter(|name| is_empty(&name.name))
-        .map(|name| finding(name.line, &name.name));
+    let declared = source.names.iter().filter(|name| is_empty(&name.name)).map(|name| finding(name.line, &name.name));
     in_file.into_iter().chain(declared).collect()
 }
 
 fn is_empty(name: &str) -> bool {
-    words(name).iter().any(|word| {
-        EMPTY_WORDS
-            .iter()
-            .any(|empty| word == empty || *word == format!("{empty}s"))
-    })
+    words(name).iter().any(|word| EMPTY_WORDS.iter().any(|empty| word == empty || *word == format!("{empty}s")))
 }
 
 /// The words of a name in CamelCase or snake_case, in lower case.

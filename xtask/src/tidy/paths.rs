@@ -44,13 +44,8 @@ fn scan(tokens: TokenStream, prefix: &str, found: &mut Vec<PathUse>) {
                 }
             }
             TokenTree::Group(group) => {
-                let in_path =
-                    group.delimiter() == Delimiter::Brace && colons == 2 && !path.is_empty();
-                let inner = if in_path {
-                    join(prefix, &path)
-                } else {
-                    String::new()
-                };
+                let in_path = group.delimiter() == Delimiter::Brace && colons == 2 && !path.is_empty();
+                let inner = if in_path { join(prefix, &path) } else { String::new() };
                 if in_path {
                     path.clear();
                 }
@@ -73,9 +68,5 @@ fn finish(path: &mut String, prefix: &str, line: usize, found: &mut Vec<PathUse>
 }
 
 fn join(prefix: &str, path: &str) -> String {
-    if prefix.is_empty() {
-        path.to_owned()
-    } else {
-        format!("{prefix}::{path}")
-    }
+    if prefix.is_empty() { path.to_owned() } else { format!("{prefix}::{path}") }
 }

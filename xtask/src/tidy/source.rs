@@ -40,27 +40,14 @@ pub(super) struct Name {
 impl<'a> Source<'a> {
     pub(super) fn parse(path: &'a str, text: &str) -> Done<Self> {
         let file = syn::parse_file(text).context(format!("{path} is not Rust"))?;
-        let mut source = Self {
-            path,
-            paths: Vec::new(),
-            functions: Vec::new(),
-            names: Vec::new(),
-            lines: 0,
-        };
+        let mut source = Self { path, paths: Vec::new(), functions: Vec::new(), names: Vec::new(), lines: 0 };
         let total = text.lines().count();
         if is_test_file(path) || file.attrs.iter().any(is_cfg_test) {
             return Ok(source);
         }
-        let mut parts = Parts {
-            tests: Vec::new(),
-            source: &mut source,
-        };
+        let mut parts = Parts { tests: Vec::new(), source: &mut source };
         parts.visit_file(&file);
-        let tests: usize = parts
-            .tests
-            .iter()
-            .map(|lines| lines.end() - lines.start() + 1)
-            .sum();
+        let tests: usize = parts.tests.iter().map(|lines| lines.end() - lines.start() + 1).sum();
         source.lines = total - tests;
         source.paths = code_paths(&file.items);
         Ok(source)
@@ -82,11 +69,7 @@ fn is_cfg_test(attribute: &Attribute) -> bool {
 fn code_paths(items: &[Item]) -> Vec<PathUse> {
     let mut found = Vec::new();
     for item in items.iter().filter(|item| !is_test(item)) {
-        if let Item::Mod(ItemMod {
-            content: Some((_, inner)),
-            ..
-        }) = item
-        {
+        if let Item::Mod(ItemMod { content: Some((_, inner)), .. }) = item {
             found.extend(code_paths(inner));
         } else {
             found.extend(paths::in_tokens(item.to_token_stream()));
@@ -117,33 +100,20 @@ struct Parts<'s, 'a> {
 impl Parts<'_, '_> {
     fn function(&mut self, signature: &Signature, end: usize) {
         let line = signature.span().start().line;
-        let parameters = signature
-            .inputs
-            .iter()
-            .filter(|input| matches!(input, syn::FnArg::Typed(_)))
-            .count();
+        let parameters = signature.inputs.iter().filter(|input| matches!(input, syn::FnArg::Typed(_))).count();
         let name = signature.ident.to_string();
-        self.source.functions.push(Function {
-            name,
-            line,
-            lines: end - line + 1,
-            parameters,
-        });
+        self.source.functions.push(Function { name, line, lines: end - line + 1, parameters });
     }
 
     fn name(&mut self, ident: &syn::Ident) {
-        self.source.names.push(Name {
-            name: ident.to_string(),
-            line: ident.span().start().line,
-        });
+        self.source.names.push(Name { name: ident.to_string(), line: ident.span().start().line });
     }
 }
 
 impl<'ast> Visit<'ast> for Parts<'_, '_> {
     fn visit_item(&mut self, item: &'ast Item) {
         if is_test(item) {
-            self.tests
-                .push(item.span().start().line..=item.span().end().line);
+            self.tests.push(item.span().start().line..=item.span().end().line);
             return;
         }
         visit::visit_item(self, item);

@@ -21,10 +21,7 @@ pub(crate) fn watch() -> Done {
 
 /// Fails when the command was asked to end.
 pub(crate) fn check() -> Done {
-    if ASKED
-        .get()
-        .is_some_and(|asked| asked.load(Ordering::Relaxed))
-    {
+    if ASKED.get().is_some_and(|asked| asked.load(Ordering::Relaxed)) {
         return Err(Failure::new("interrupted"));
     }
     Ok(())

@@ -32,15 +32,9 @@ impl Namespace {
     /// `command`, inside this namespace. Only the network is entered: cgroups and bpffs stay in sight.
     pub(crate) fn command(&self, command: &Command) -> Command {
         let mut nsenter = Command::new("nsenter");
-        nsenter
-            .arg(format!("--net={}", self.path().display()))
-            .arg("--");
+        nsenter.arg(format!("--net={}", self.path().display())).arg("--");
         nsenter.arg(command.get_program()).args(command.get_args());
-        nsenter.envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
+        nsenter.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         nsenter
     }
 
@@ -53,10 +47,7 @@ impl Namespace {
 
     /// Joins two nodes by a wire whose ends are both called `name`.
     pub(crate) fn join(&self, own: Ipv4Addr, other: &Self, others: Ipv4Addr, name: &str) -> Done {
-        ip(&format!(
-            "link add {name} netns {} type veth peer name {name} netns {}",
-            self.name, other.name
-        ))?;
+        ip(&format!("link add {name} netns {} type veth peer name {name} netns {}", self.name, other.name))?;
         for (node, address) in [(self, own), (other, others)] {
             node.ip(&format!("address add {address}/24 dev {name}"))?;
             node.ip(&format!("link set {name} up"))?;
@@ -65,17 +56,8 @@ impl Namespace {
     }
 
     /// Joins `pod` to this node: the pod gets `address`, and this node as its way to everywhere.
-    pub(crate) fn adopt(
-        &self,
-        pod: &Self,
-        address: Ipv4Addr,
-        gateway: Ipv4Addr,
-        name: &str,
-    ) -> Done {
-        ip(&format!(
-            "link add eth0 netns {} type veth peer name {name} netns {}",
-            pod.name, self.name
-        ))?;
+    pub(crate) fn adopt(&self, pod: &Self, address: Ipv4Addr, gateway: Ipv4Addr, name: &str) -> Done {
+        ip(&format!("link add eth0 netns {} type veth peer name {name} netns {}", pod.name, self.name))?;
         self.ip(&format!("address add {gateway}/32 dev {name}"))?;
         self.ip(&format!("link set {name} up"))?;
         self.ip(&format!("route add {address}/32 dev {name}"))?;
@@ -114,11 +96,7 @@ pub(super) fn existing(name: &str) -> Done<Vec<Namespace>> {
     };
     let mut found = Vec::new();
     for entry in entries {
-        let name = entry
-            .context(NAMESPACES)?
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
+        let name = entry.context(NAMESPACES)?.file_name().to_string_lossy().into_owned();
         if name.starts_with(&prefix) {
             found.push(Namespace { name });
         }

@@ -33,12 +33,7 @@ impl Nodes {
         let pod = world.namespace(name)?;
         let [one, two, node, _] = address.octets();
         let owner = if node == 1 { &self.a } else { &self.b };
-        owner.adopt(
-            &pod,
-            address,
-            Ipv4Addr::new(one, two, node, 1),
-            &format!("pod-{name}"),
-        )?;
+        owner.adopt(&pod, address, Ipv4Addr::new(one, two, node, 1), &format!("pod-{name}"))?;
         Ok(pod)
     }
 }

@@ -29,31 +29,15 @@ pub(crate) struct Process {
 
 impl Process {
     pub(super) fn spawn(name: &str, command: &Command, log: &Path) -> Done<Self> {
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .context(log.display())?;
+        let file = File::options().create(true).append(true).open(log).context(log.display())?;
         let second = file.try_clone().context(log.display())?;
         let mut fresh = Command::new(command.get_program());
         fresh.args(command.get_args());
-        fresh.envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
+        fresh.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         // A group of its own: a terminal's Ctrl-C is for this command, which ends the others in order.
-        fresh
-            .stdin(Stdio::null())
-            .stdout(file)
-            .stderr(second)
-            .process_group(0);
+        fresh.stdin(Stdio::null()).stdout(file).stderr(second).process_group(0);
         let child = fresh.spawn().context(format!("cannot start {name}"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            log: log.to_owned(),
-        })
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 
     /// The process's id.
@@ -74,19 +58,14 @@ impl Process {
         let said = self.said();
         let lines: Vec<&str> = said.lines().collect();
         let last = lines[lines.len().saturating_sub(10)..].join("\n");
-        Err(Failure::new(format!(
-            "{} ended by itself, {status}:\n{last}",
-            self.name
-        )))
+        Err(Failure::new(format!("{} ended by itself, {status}:\n{last}", self.name)))
     }
 
     /// Sends `signal` and waits until the process is gone.
     pub(crate) fn end(mut self, signal: Signal, limit: Duration) -> Done {
         let pid = Pid::from_raw(self.child.id().cast_signed());
         kill(pid, signal).context(format!("cannot send {signal} to {}", self.name))?;
-        super::wait(&format!("{} ends on {signal}", self.name), limit, || {
-            self.child.try_wait().context(&self.name)
-        })?;
+        super::wait(&format!("{} ends on {signal}", self.name), limit, || self.child.try_wait().context(&self.name))?;
         Ok(())
     }
 
@@ -121,9 +100,7 @@ pub(super) fn end(pids: impl Iterator<Item = i32>) -> Done {
         // Our own children have to be collected; for all others this fails, and init does it.
         let _ = waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG));
         if Instant::now() > deadline {
-            return Err(Failure::new(format!(
-                "process {pid} was killed and is still there"
-            )));
+            return Err(Failure::new(format!("process {pid} was killed and is still there")));
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -132,13 +109,9 @@ pub(super) fn end(pids: impl Iterator<Item = i32>) -> Done {
 
 /// How much processor time the process has used.
 pub(crate) fn processor_time(pid: u32) -> Done<Duration> {
-    let fields =
-        stat(pid.cast_signed()).ok_or_else(|| Failure::new(format!("process {pid} is gone")))?;
+    let fields = stat(pid.cast_signed()).ok_or_else(|| Failure::new(format!("process {pid} is gone")))?;
     // proc(5): fields 14 and 15, in clock ticks; two fields come before those that are split here.
-    let ticks: u64 = [11, 12]
-        .iter()
-        .filter_map(|&at| fields.get(at)?.parse::<u64>().ok())
-        .sum();
+    let ticks: u64 = [11, 12].iter().filter_map(|&at| fields.get(at)?.parse::<u64>().ok()).sum();
     let said = shell::output(Command::new("getconf").arg("CLK_TCK"))?;
     let ticks_in_second: u64 = said.trim().parse().context("getconf CLK_TCK")?;
     Ok(Duration::from_millis(ticks * 1000 / ticks_in_second))

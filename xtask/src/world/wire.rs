@@ -22,27 +22,10 @@ pub(crate) struct Capture {
 
 impl Capture {
     /// Begins to write down the TCP packets on `interface` of `place`; returns when nothing is missed any more.
-    pub(crate) fn begin(
-        world: &World,
-        place: &Namespace,
-        interface: &str,
-        name: &str,
-    ) -> Done<Self> {
+    pub(crate) fn begin(world: &World, place: &Namespace, interface: &str, name: &str) -> Done<Self> {
         let file = world.folder().join(format!("{name}.pcap"));
         let mut command = Command::new("tcpdump");
-        command.args([
-            "-Z",
-            "root",
-            "-n",
-            "-p",
-            "-U",
-            "--immediate-mode",
-            "-B",
-            "16384",
-            "-i",
-            interface,
-            "-w",
-        ]);
+        command.args(["-Z", "root", "-n", "-p", "-U", "--immediate-mode", "-B", "16384", "-i", interface, "-w"]);
         command.arg(&file).arg("tcp");
         let mut tcpdump = world.spawn(name, place, &command)?;
         wait("tcpdump listens", Duration::from_secs(5), || {
@@ -58,14 +41,10 @@ impl Capture {
         self.tcpdump.end(Signal::SIGINT, Duration::from_secs(5))?;
         let said = fs::read_to_string(&log).context(log.display())?;
         if !said.contains("0 packets dropped by kernel") {
-            return Err(Failure::new(format!(
-                "tcpdump missed packets, so it proves nothing: {}",
-                said.trim()
-            )));
+            return Err(Failure::new(format!("tcpdump missed packets, so it proves nothing: {}", said.trim())));
         }
         let bytes = fs::read(&self.file).context(self.file.display())?;
-        Wire::parse(&bytes)
-            .ok_or_else(|| Failure::new(format!("{} is not a capture", self.file.display())))
+        Wire::parse(&bytes).ok_or_else(|| Failure::new(format!("{} is not a capture", self.file.display())))
     }
 }
 
@@ -108,13 +87,7 @@ impl Wire {
         let mut known: BTreeMap<(SocketAddrV4, SocketAddrV4), usize> = BTreeMap::new();
         let mut rest = file.get(HEADER..)?;
         while let Some(header) = rest.get(..16) {
-            let word = |at: usize| {
-                header
-                    .get(at..at + 4)?
-                    .try_into()
-                    .ok()
-                    .map(u32::from_le_bytes)
-            };
+            let word = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
             let time = Duration::new(word(0)?.into(), word(4)? * 1000);
             let length = usize::try_from(word(8)?).ok()?;
             let Some(frame) = rest.get(16..16 + length) else {
@@ -143,14 +116,7 @@ impl Wire {
 impl Stream {
     fn begin(segment: &Segment<'_>, began: Duration) -> Self {
         let (from, to) = (segment.from, segment.to);
-        Self {
-            from,
-            to,
-            began,
-            bytes: Vec::new(),
-            whole: segment.syn,
-            next: segment.first(),
-        }
+        Self { from, to, began, bytes: Vec::new(), whole: segment.syn, next: segment.first() }
     }
 
     /// Appends what is new in `segment`; what was sent again is there already.
@@ -165,16 +131,12 @@ impl Stream {
             return;
         };
         self.bytes.extend_from_slice(new);
-        self.next = self
-            .next
-            .wrapping_add(u32::try_from(new.len()).unwrap_or_default());
+        self.next = self.next.wrapping_add(u32::try_from(new.len()).unwrap_or_default());
     }
 
     /// Whether `text` is anywhere in the stream.
     pub(crate) fn holds(&self, text: &str) -> bool {
-        self.bytes
-            .windows(text.len())
-            .any(|window| window == text.as_bytes())
+        self.bytes.windows(text.len()).any(|window| window == text.as_bytes())
     }
 
     /// Whether the stream is TLS records and nothing else, as far as it was seen (RFC 8446 §5.1).
@@ -210,30 +172,14 @@ impl<'a> Segment<'a> {
         let packet = frame.get(ETHERNET..)?;
         let total = usize::from(u16::from_be_bytes(packet.get(2..4)?.try_into().ok()?));
         // Short frames are padded; the packet knows its own length (0: the sender's card was to fill it in).
-        let packet = if total == 0 {
-            packet
-        } else {
-            packet.get(..total)?
-        };
+        let packet = if total == 0 { packet } else { packet.get(..total)? };
         if *packet.get(9)? != TCP {
             return None;
         }
-        let address = |at: usize| {
-            packet
-                .get(at..at + 4)?
-                .try_into()
-                .ok()
-                .map(|bytes: [u8; 4]| Ipv4Addr::from(bytes))
-        };
+        let address = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(|bytes: [u8; 4]| Ipv4Addr::from(bytes));
         let (source, destination) = (address(12)?, address(16)?);
         let segment = packet.get(usize::from(packet[0] & 0x0f) * 4..)?;
-        let port = |at: usize| {
-            segment
-                .get(at..at + 2)?
-                .try_into()
-                .ok()
-                .map(u16::from_be_bytes)
-        };
+        let port = |at: usize| segment.get(at..at + 2)?.try_into().ok().map(u16::from_be_bytes);
         Some(Self {
             from: SocketAddrV4::new(source, port(0)?),
             to: SocketAddrV4::new(destination, port(2)?),
