@@ -52,7 +52,10 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
     let Some(tier) = arguments.tier else {
         return ci::run();
     };
-    setup::run(&[For::Build, For::World])?;
+    setup::run(match tier {
+        Tier::Unit => &[For::Build],
+        Tier::Kernel => &[For::Build, For::World],
+    })?;
     let mut count = Count::default();
     let filter = arguments.filter.as_deref();
     let outcome = match tier {

@@ -16,7 +16,9 @@ const CRATES: [(&str, &str, &[&str]); 8] = [
 ];
 
 /// The agent's modules, and which of them each may import. A stage may import only the stage whose output it consumes.
-const MODULES: [(&str, &[&str]); 11] = [
+const MODULES: [(&str, &[&str]); 17] = [
+    ("lib", &[]),
+    ("main", &[]),
     ("report", &[]),
     ("drain", &[]),
     ("secure", &[]),
@@ -25,11 +27,15 @@ const MODULES: [(&str, &[&str]); 11] = [
     ("capture", &["drain"]),
     ("identity", &["secure"]),
     ("config", &["capture", "directory", "drain", "identity", "relay", "report", "secure"]),
-    ("outbound", &["capture", "directory", "drain", "identity", "relay", "report", "secure"]),
-    ("inbound", &["capture", "directory", "drain", "identity", "relay", "report", "secure"]),
+    ("failure", &["capture", "relay", "report", "secure"]),
+    ("plane", &["config", "drain", "identity", "relay", "report", "secure"]),
+    ("outbound", &["capture", "failure", "plane", "relay", "report", "secure"]),
+    ("inbound", &["capture", "failure", "plane", "relay", "report", "secure"]),
+    ("worker", &["capture", "inbound", "outbound", "plane"]),
+    ("enrolment", &["capture", "directory", "identity", "worker"]),
     (
         "app",
-        &["capture", "config", "directory", "drain", "identity", "inbound", "outbound", "relay", "report", "secure"],
+        &["capture", "config", "directory", "drain", "enrolment", "identity", "plane", "relay", "report", "worker"],
     ),
 ];
 
@@ -114,7 +120,9 @@ fn crates(file: &str, path: &str) -> Option<String> {
 
 fn modules(file: &str, path: &str) -> Option<String> {
     let module = file.strip_prefix("agent/src/")?.split(['/', '.']).next()?;
-    let (_, may) = MODULES.iter().find(|(name, _)| *name == module)?;
+    let Some((_, may)) = MODULES.iter().find(|(name, _)| *name == module) else {
+        return Some(format!("the agent's `{module}` is not in the table of who may import whom: add it"));
+    };
     let mut parts = path.split("::");
     let other = (parts.next() == Some("crate")).then(|| parts.next()).flatten()?;
     let known = MODULES.iter().any(|(name, _)| *name == other);

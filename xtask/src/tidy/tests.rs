@@ -33,6 +33,7 @@ fn a_stage_does_not_import_a_later_one() {
     assert_eq!(found("agent/src/capture/listener.rs", "use crate::relay::run;"), one("import", "crate::relay::run"));
     assert_eq!(found("agent/src/relay.rs", "use crate::secure::Channel;"), []);
     assert_eq!(found("agent/src/secure.rs", "use crate::secure::verify::Verifier;"), []);
+    assert_eq!(found("agent/src/novel.rs", "use std::fs::File;").len(), 1, "a module that the table lacks");
 }
 
 #[test]
@@ -40,7 +41,7 @@ fn only_capture_imports_aya_and_only_secure_and_identity_rustls() {
     assert_eq!(found("agent/src/relay.rs", "use aya::maps::HashMap;"), one("import", "aya::maps::HashMap"));
     assert_eq!(found("agent/src/capture/maps.rs", "use aya::maps::HashMap;"), []);
     assert_eq!(found("agent/src/capture.rs", "use aya::Ebpf;"), []);
-    assert_eq!(found("agent/src/captured.rs", "use aya::Ebpf;"), one("import", "aya::Ebpf"));
+    assert_eq!(found("agent/src/captured.rs", "use aya::Ebpf;").len(), 1);
     assert_eq!(found("agent/src/outbound.rs", "use rustls::ServerConfig;"), one("import", "rustls::ServerConfig"));
     assert_eq!(found("agent/src/identity/transport.rs", "use rustls::ClientConfig;"), []);
 }
