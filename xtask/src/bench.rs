@@ -50,6 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
     let direct = bench.measure("direct")?;
     bench.enrol()?;
     let mantle = bench.measure("Mantle")?;
+    bench.world.end()?;
     table(&direct, &mantle);
     Ok(())
 }

@@ -41,11 +41,14 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
     let started = Instant::now();
     let mut stage = Stage::set(mantle)?;
     tell(&mut stage)?;
-    say::heading(format!("Every check held, in {}.", say::seconds(started.elapsed())));
+    let took = started.elapsed();
     if arguments.keep {
         stage.keep()?;
         say::plain(TRY);
+        return Ok(());
     }
+    stage.end()?;
+    say::heading(format!("Every check held, in {}; nothing is left behind.", say::seconds(took)));
     Ok(())
 }
 

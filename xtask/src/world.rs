@@ -71,6 +71,12 @@ impl World {
         self.keep = true;
     }
 
+    /// Takes everything away; dropping the world does so too, and can only tell of a failure.
+    pub(crate) fn end(mut self) -> Done {
+        self.keep = true;
+        sweep(self.name).map(drop)
+    }
+
     fn remember(&self, process: &Process) -> Done {
         use std::io::Write as _;
         let path = self.folder.join(process::LIST);

@@ -158,6 +158,11 @@ impl Stage {
         Ok(())
     }
 
+    /// Takes everything away.
+    pub(super) fn end(self) -> Done {
+        self.world.end()
+    }
+
     fn asking_command(&self, name: &str) -> Command {
         let log = self.world.folder().join(format!("requests-{name}.jsonl"));
         let mut command = Command::new(&self.xtask);
