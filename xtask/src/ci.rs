@@ -59,7 +59,20 @@ fn formatting() -> Done {
 fn clippy() -> Done {
     let mut cargo = shell::cargo();
     cargo.args(["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]);
-    shell::run(&mut cargo)
+    shell::run(&mut cargo)?;
+    kernel_clippy()
+}
+
+/// The kernel programs' target has no clippy of its own; it needs core's source, which Debian's toolchain lacks.
+fn kernel_clippy() -> Done {
+    if !setup::has_core_source() {
+        say::line("the kernel programs were not linted: that needs rustup's rust-src");
+        return Ok(());
+    }
+    let mut cargo = shell::cargo();
+    cargo.args(["clippy", "--quiet", "--locked", "--target", "bpfel-unknown-none", "-Z", "build-std=core"]);
+    cargo.arg("--target-dir").arg(shell::target().join("ebpf-lints")).args(["--", "-D", "warnings"]);
+    shell::run(cargo.current_dir(shell::root().join("agent-ebpf")).env("RUSTC_BOOTSTRAP", "1"))
 }
 
 fn documentation() -> Done {

@@ -42,6 +42,11 @@ pub(crate) fn run(purposes: &[For]) -> Done {
     Ok(())
 }
 
+/// Whether the source of `core` is here, which tells how the kernel programs are built.
+pub(crate) fn has_core_source() -> bool {
+    ebpf::has_source()
+}
+
 fn needs_root() -> Done {
     if nix::unistd::geteuid().is_root() {
         return Ok(());

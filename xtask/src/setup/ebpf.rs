@@ -53,7 +53,7 @@ fn install_packages() -> Done<&'static str> {
     Err(Failure::new(format!("{advice}; {DEBIAN_RUSTC} has no core for bpfel-unknown-none")))
 }
 
-fn has_source() -> bool {
+pub(super) fn has_source() -> bool {
     sysroot(Path::new("rustc")).is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core").is_dir())
 }
 
