@@ -66,6 +66,17 @@ pub struct Directory {
     by_uid: HashMap<PodUid, usize>,
 }
 
+/// Two pods that claim one address. One of them is wrong, or an author is; the first keeps it, both are reported.
+#[derive(Clone, Debug)]
+pub struct Conflict {
+    /// The address.
+    pub address: IpAddr,
+    /// The pod that keeps it.
+    pub owner: Arc<Pod>,
+    /// The pod that is not mapped there.
+    pub claimant: Arc<Pod>,
+}
+
 impl Directory {
     /// Indexes the pods. Of pods that share an address or a UID, the first keeps it.
     pub fn new(revision: u64, trust_domain: TrustDomain, pods: Vec<Pod>) -> Self {
@@ -84,6 +95,29 @@ impl Directory {
             by_address,
             by_uid,
         }
+    }
+
+    /// Lets the owner that a contested address had before keep it, wherever the file lists it now.
+    #[must_use]
+    pub fn after(mut self, previous: &Self) -> Self {
+        for Conflict { address, claimant, .. } in self.conflicts().collect::<Vec<_>>() {
+            let had_it = previous.by_address(address).is_some_and(|owner| owner.uid == claimant.uid);
+            if let (true, Some(&at)) = (had_it, self.by_uid.get(&claimant.uid)) {
+                self.by_address.insert(address, at);
+            }
+        }
+        self
+    }
+
+    /// Every address that more than one pod claims.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
+        self.pods.iter().flat_map(move |claimant| {
+            claimant.addresses.iter().filter_map(move |address| {
+                let owner = self.by_address(*address)?;
+                let contested = owner.uid != claimant.uid;
+                contested.then(|| Conflict { address: *address, owner: Arc::clone(owner), claimant: Arc::clone(claimant) })
+            })
+        })
     }
 
     /// Counts up with each change that the directory's author makes.

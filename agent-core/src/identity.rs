@@ -157,3 +157,6 @@ macro_rules! text {
 text!(TrustDomain);
 text!(SpiffeId);
 text!(PodUid);
+
+#[cfg(test)]
+mod tests;

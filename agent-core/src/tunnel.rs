@@ -93,3 +93,6 @@ enum Incoming {
     /// FIN has arrived, and our application socket has the last byte.
     Delivered,
 }
+
+#[cfg(test)]
+mod tests;

@@ -148,8 +148,8 @@ impl Secured<'_> {
             None => Party::at(request.destination),
         };
         record.tunnel_use(tunnel.machine.number());
-        let (tls, certificate) = tunnel.channel.describe();
-        (record.tls, record.certificate) = (Some(tls), Some(certificate));
+        let channel = &tunnel.channel;
+        record.secured(channel.group(), channel.cipher(), channel.own_serial(), peer.serial());
     }
 }
 

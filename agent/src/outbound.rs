@@ -111,8 +111,8 @@ fn judge(
 
 fn describe(record: &mut Record, route: &Route, tunnel: &Tunnel<Dialler>) {
     record.destination.certified(&route.peer.identity, &route.peer.uid);
-    let (tls, certificate) = tunnel.channel.describe();
-    (record.tls, record.certificate) = (Some(tls), Some(certificate));
+    let channel = &tunnel.channel;
+    record.secured(channel.group(), channel.cipher(), channel.own_serial(), channel.peer().serial());
 }
 
 impl Outbound {

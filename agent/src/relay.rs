@@ -91,7 +91,7 @@ impl<M: Machine> Tunnel<M> {
         self.channel.flush().map(drop).map_err(Ended::channel)
     }
 
-    /// Frames to be sealed with the next [`Self::send_frames`].
+    /// The machine, and where its frames go until the next [`Self::send_frames`].
     pub(crate) fn frames(&mut self) -> (&mut M, &mut Vec<u8>) {
         (&mut self.machine, &mut self.out)
     }
@@ -159,6 +159,8 @@ struct Pump<'a, M> {
     early: Early,
     opened: bool,
     peer_finished: bool,
+    /// The tunnel has ended and the machine has nothing more to expect from it; the application may still be slow.
+    tunnel_over: bool,
     ended: Option<Ended>,
     from_application: u64,
     to_application: u64,
@@ -173,6 +175,7 @@ impl<'a, M: Machine> Pump<'a, M> {
             early: Early::default(),
             opened,
             peer_finished: false,
+            tunnel_over: false,
             ended: None,
             from_application: 0,
             to_application: 0,
@@ -239,6 +242,11 @@ impl<'a, M: Machine> Pump<'a, M> {
     /// Waits until one of the two sockets can go on, or has failed. Both are watched for a reset also while they are not
     /// read.
     async fn wait(&self) {
+        if self.tunnel_over {
+            // A failure to wait shows again, and is judged, in the next step.
+            let _ = self.application.ready(Interest::WRITABLE | Interest::ERROR).await;
+            return;
+        }
         let mut tunnel = Interest::ERROR;
         if self.application.backlog() == 0 {
             tunnel |= Interest::READABLE;
@@ -253,7 +261,6 @@ impl<'a, M: Machine> Pump<'a, M> {
         if self.application.backlog() > 0 {
             application |= Interest::WRITABLE;
         }
-        // A failure to wait shows again, and is judged, in the next step.
         tokio::select! {
             _ = self.tunnel.channel.ready(tunnel) => {}
             _ = self.application.ready(application) => {}
@@ -262,12 +269,13 @@ impl<'a, M: Machine> Pump<'a, M> {
 
     fn flush_tunnel(&mut self) -> Result<bool, Ended> {
         let before = self.tunnel.channel.backlog();
-        if before == 0 {
+        if before == 0 || self.tunnel_over {
             return Ok(false);
         }
         match self.tunnel.channel.flush() {
             Ok(_) => Ok(self.tunnel.channel.backlog() < before),
-            Err(error) => Err(self.tunnel_failed(Some(error))),
+            // What the peer sent before its end has yet to be read; reading will come upon the end as well.
+            Err(_) => self.read_all(),
         }
     }
 
@@ -276,7 +284,9 @@ impl<'a, M: Machine> Pump<'a, M> {
         if self.peer_finished && self.application.backlog() == 0 && !self.application.is_shut() {
             self.application.shut().map_err(Ended::Application)?;
             self.tunnel.machine.delivered(&mut self.tunnel.out).map_err(Ended::bug)?;
-            self.tunnel.send_frames()?;
+            if !self.tunnel_over {
+                self.tunnel.send_frames()?;
+            }
             return Ok(true);
         }
         Ok(moved)
@@ -284,6 +294,9 @@ impl<'a, M: Machine> Pump<'a, M> {
 
     /// Takes one record. With `all`, as many as have arrived, however slowly the application reads.
     fn read_tunnel(&mut self, all: bool) -> Result<bool, Ended> {
+        if self.tunnel_over {
+            return Ok(false);
+        }
         if self.application.backlog() > 0 && !all {
             return self.notice_dead_tunnel();
         }
@@ -291,8 +304,8 @@ impl<'a, M: Machine> Pump<'a, M> {
         let record = match channel.receive() {
             Ok(Received::Record(record)) => record,
             Ok(Received::Blocked) => return Ok(false),
-            Ok(Received::Closed(_)) => return Err(self.tunnel_failed(None)),
-            Err(error) => return Err(self.tunnel_failed(Some(error))),
+            Ok(Received::Closed(_)) => return self.tunnel_ended(None),
+            Err(error) => return self.tunnel_ended(Some(error)),
         };
         let mut frames = Frames::new(record);
         while let Some(event) = machine.receive(&mut frames, out).map_err(Ended::Violation)? {
@@ -319,10 +332,11 @@ impl<'a, M: Machine> Pump<'a, M> {
 
     /// A tunnel that is reset while the application is slow: what arrived before the reset still counts.
     fn notice_dead_tunnel(&mut self) -> Result<bool, Ended> {
-        if !self.tunnel.channel.has_failed() {
-            return Ok(false);
-        }
-        while self.read_tunnel(true)? {}
+        if self.tunnel.channel.has_failed() { self.read_all() } else { Ok(false) }
+    }
+
+    fn read_all(&mut self) -> Result<bool, Ended> {
+        while self.ended.is_none() && self.read_tunnel(true)? {}
         Ok(true)
     }
 
@@ -366,10 +380,9 @@ impl<'a, M: Machine> Pump<'a, M> {
             channel.seal(&[&header, chunk]).map_err(Ended::channel)?;
         }
         self.from_application += bytes.len() as u64;
-        match self.tunnel.channel.flush() {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.tunnel_failed(Some(error))),
-        }
+        // If this fails the tunnel is over, which the next step finds when it has read what came before the end.
+        let _ = self.tunnel.channel.flush();
+        Ok(())
     }
 
     fn finish_ours(&mut self) -> Result<(), Ended> {
@@ -386,18 +399,23 @@ impl<'a, M: Machine> Pump<'a, M> {
     /// Finished is: both directions have ended, our application has its last byte, and our last frame is on its way.
     fn settle(&mut self) -> Result<(), Ended> {
         let over = self.tunnel.machine.is_settled() && self.application.is_shut();
-        if over && self.ended.is_none() && self.tunnel.channel.backlog() == 0 {
+        let sent = self.tunnel_over || self.tunnel.channel.backlog() == 0;
+        if over && self.ended.is_none() && sent {
             self.ended = Some(Ended::Finished);
         }
         Ok(())
     }
 
-    /// What the end of the tunnel means; what had arrived before it has been taken.
-    fn tunnel_failed(&mut self, error: Option<ChannelError>) -> Ended {
+    /// What the end of the tunnel means; what had arrived before it has been taken. After DONE it means nothing: the
+    /// application is still given what it has not read.
+    fn tunnel_ended(&mut self, error: Option<ChannelError>) -> Result<bool, Ended> {
         match self.tunnel.machine.transport_ended() {
-            End::Repeat => Ended::Repeat,
-            End::Clean if self.application.is_shut() => Ended::Finished,
-            End::Clean | End::Reset => error.map_or(Ended::TunnelLost, Ended::channel),
+            End::Repeat => Err(Ended::Repeat),
+            End::Clean if self.peer_finished => {
+                self.tunnel_over = true;
+                Ok(true)
+            }
+            End::Clean | End::Reset => Err(error.map_or(Ended::TunnelLost, Ended::channel)),
         }
     }
 }

@@ -45,24 +45,19 @@ pub struct Party {
     address: Option<String>,
 }
 
-/// What the handshake agreed on.
+/// What the handshake agreed on, in the IANA registry's words.
 #[derive(Clone, Debug, Serialize)]
-pub struct Tls {
-    /// Always `1.3`.
-    pub version: &'static str,
-    /// The key exchange group, as in the IANA registry.
-    pub group: String,
-    /// The cipher suite, as in the IANA registry.
-    pub cipher: String,
+struct Tls {
+    version: &'static str,
+    group: String,
+    cipher: String,
 }
 
 /// Serial numbers, in hex.
 #[derive(Clone, Debug, Serialize)]
-pub struct Certificates {
-    /// Ours.
-    pub own: String,
-    /// The peer's.
-    pub peer: String,
+struct Certificates {
+    own: String,
+    peer: String,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -109,10 +104,8 @@ pub struct Record {
     pub sent: u64,
     /// Bytes from destination to source.
     pub received: u64,
-    /// What the handshake agreed on.
-    pub tls: Option<Tls>,
-    /// Whose certificates it was made under.
-    pub certificate: Option<Certificates>,
+    tls: Option<Tls>,
+    certificate: Option<Certificates>,
     tunnel: Option<TunnelUse>,
     permit: Option<(&'static str, u64)>,
     end: (Close, Blame, Option<String>),
@@ -180,6 +173,12 @@ impl Record {
     /// Under which policy, and which revision of the directory, it was allowed.
     pub fn permitted(&mut self, policy: &'static str, revision: u64) {
         self.permit = Some((policy, revision));
+    }
+
+    /// What the handshake agreed on, and the two certificates' serial numbers: ours, then the peer's.
+    pub fn secured(&mut self, group: String, cipher: String, own: &str, peer: &str) {
+        self.tls = Some(Tls { version: "1.3", group, cipher });
+        self.certificate = Some(Certificates { own: own.into(), peer: peer.into() });
     }
 
     /// The how-manieth connection of its tunnel it is.

@@ -1,1 +1,3 @@
-//! .
+//! Mantle's certificate authority.
+
+pub mod config;

@@ -1,4 +1,140 @@
 //! The directory as its author writes it: YAML, checked whole.
 
-/// Placeholder until the reader lands.
-pub fn parse() {}
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::{Directory, Fail, Mode, Pod};
+use crate::document::{Node, Place, Problems, Section, read};
+use crate::identity::{PodUid, SpiffeId, TrustDomain};
+
+/// Reads a directory file.
+///
+/// # Errors
+/// Every mistake, each with its place and its fix.
+pub fn parse(text: &str) -> Result<Directory, Problems> {
+    let root = read(text)?;
+    let mut problems = Problems::default();
+    let directory = directory(&root, &mut problems);
+    problems.or(directory)
+}
+
+fn directory(root: &Node, problems: &mut Problems) -> Option<Directory> {
+    let mut section = Section::of(root, "the directory", problems)?;
+    let revision = section.required("revision", problems);
+    let trust_domain = section.required("trust_domain", problems);
+    let pods = section.required("pods", problems);
+    let services = section.optional("services");
+    section.end(problems);
+    if services.is_some_and(|node| node.list("`services`", problems).is_some_and(|list| !list.is_empty())) {
+        let place = services.map(|node| node.place).unwrap_or_default();
+        problems.add(place, "`services` must be empty: this version serves pods by their own addresses only");
+    }
+    let revision = revision.and_then(|node| node.number("`revision`", problems));
+    let trust_domain: Option<TrustDomain> =
+        trust_domain.and_then(|node| node.parse("`trust_domain`", str::parse, problems));
+    let nodes = pods.and_then(|node| node.list("`pods`", problems))?;
+    let known = trust_domain.as_ref();
+    let pods: Vec<Option<Pod>> = nodes.iter().map(|node| pod(node, known, problems)).collect();
+    check_unique(nodes, &pods, problems);
+    let pods: Option<Vec<Pod>> = pods.into_iter().collect();
+    Some(Directory::new(revision?, trust_domain?, pods?))
+}
+
+fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems) -> Option<Pod> {
+    let mut section = Section::of(node, "a pod", problems)?;
+    let place = section.place();
+    let uid = section.required("uid", problems);
+    let name = section.required("name", problems);
+    let namespace = section.required("namespace", problems);
+    let service_account = section.required("service_account", problems);
+    let on = section.required("node", problems);
+    let netns = section.optional("netns");
+    let addresses = section.required("addresses", problems);
+    let mode = section.optional("mode");
+    let fail = section.optional("fail");
+    let serving = section.optional("serving");
+    section.end(problems);
+
+    let uid: Option<PodUid> = uid.and_then(|node| node.parse("`uid`", str::parse, problems));
+    let mut label = |node: Option<&Node>, what: &str| node.and_then(|node| node.parse(what, dns_name, problems));
+    let (name, namespace) = (label(name, "`name`"), label(namespace, "`namespace`"));
+    let (service_account, on) = (label(service_account, "`service_account`"), label(on, "`node`"));
+    let netns = netns.map(|node| node.parse("`netns`", absolute, problems));
+    let addresses = addresses.and_then(|node| addresses_of(node, problems));
+    let modes = [("permissive", Mode::Permissive), ("strict", Mode::Strict)];
+    let mode = mode.map_or(Some(Mode::Permissive), |node| node.choice("`mode`", &modes, problems));
+    let fails = [("closed", Fail::Closed), ("open", Fail::Open)];
+    let fail = fail.map_or(Some(Fail::Closed), |node| node.choice("`fail`", &fails, problems));
+    let serving = serving.map_or(Some(false), |node| node.boolean("`serving`", problems));
+    let (namespace, service_account) = (namespace?, service_account?);
+    let identity = SpiffeId::of_service_account(trust_domain?, &namespace, &service_account);
+    let identity = identity.map_err(|error| problems.add(place, format!("its identity: {error}"))).ok()?;
+    Some(Pod {
+        uid: uid?,
+        name: name?,
+        namespace,
+        service_account,
+        identity,
+        node: on?,
+        netns: netns.map_or(Some(None), |path| path.map(Some))?,
+        addresses: addresses?,
+        mode: mode?,
+        fail: fail?,
+        serving: serving?,
+    })
+}
+
+fn addresses_of(node: &Node, problems: &mut Problems) -> Option<Vec<IpAddr>> {
+    let nodes = node.list("`addresses`", problems)?;
+    if nodes.is_empty() {
+        problems.add(node.place, "`addresses` must have at least one address");
+    }
+    let parser = |text: &str| match text.parse::<IpAddr>() {
+        Ok(ip) if is_usable(ip.to_canonical()) => Ok(ip.to_canonical()),
+        Ok(_) => Err("must be an address that other pods can reach: not loopback, link-local, multicast or unspecified"),
+        Err(_) => Err("must be an IP address"),
+    };
+    let parsed: Vec<Option<IpAddr>> = nodes.iter().map(|node| node.parse("an address", parser, problems)).collect();
+    let addresses: Vec<IpAddr> = parsed.into_iter().collect::<Option<_>>()?;
+    (!addresses.is_empty()).then_some(addresses)
+}
+
+fn is_usable(ip: IpAddr) -> bool {
+    let local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast() || ip.octets().first() == Some(&0),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}
+
+/// Each UID once. Addresses are another matter: two pods that claim one are a conflict, which spoils neither file nor
+/// the pod that was first.
+fn check_unique(nodes: &[Node], pods: &[Option<Pod>], problems: &mut Problems) {
+    let mut seen: HashMap<&PodUid, Place> = HashMap::new();
+    for (node, pod) in nodes.iter().zip(pods).filter_map(|(node, pod)| Some((node, pod.as_ref()?))) {
+        if let Some(first) = seen.insert(&pod.uid, node.place) {
+            problems.add(node.place, format!("pod {} is listed twice, first at line {first}", pod.uid));
+        }
+    }
+}
+
+/// A Kubernetes object's name (RFC 1123 subdomain).
+fn dns_name(text: &str) -> Result<String, &'static str> {
+    let label = |part: &str| {
+        let inner = part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        !part.is_empty() && inner && !part.starts_with('-') && !part.ends_with('-')
+    };
+    if text.len() <= 253 && text.split('.').all(label) {
+        return Ok(text.to_owned());
+    }
+    Err("must be a name of lower-case letters, digits, `-` and `.`, as Kubernetes has them")
+}
+
+fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("must be an absolute path, such as /run/netns/web") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -46,11 +46,7 @@ pub enum AcceptorEvent<'r> {
 impl Acceptor {
     /// A fresh tunnel.
     pub fn new() -> Self {
-        Self {
-            number: 0,
-            retired: false,
-            state: State::Idle { late: None },
-        }
+        Self { number: 0, retired: false, state: State::Idle { late: None } }
     }
 
     /// Answers OPEN: the application has accepted. Data may follow in the same record.
@@ -61,15 +57,8 @@ impl Acceptor {
         let State::Opening(early) = self.state else {
             return Err(self.misuse("accept"));
         };
-        let incoming = if early.fin {
-            Incoming::Finished
-        } else {
-            Incoming::Flowing
-        };
-        self.state = State::Open {
-            outgoing: Outgoing::Flowing,
-            incoming,
-        };
+        let incoming = if early.fin { Incoming::Finished } else { Incoming::Flowing };
+        self.state = State::Open { outgoing: Outgoing::Flowing, incoming };
         put_bare(FrameType::Opened, self.number, out);
         Ok(())
     }
@@ -82,10 +71,7 @@ impl Acceptor {
         let State::Opening(early) = self.state else {
             return Err(self.misuse("refuse"));
         };
-        let late = Late {
-            number: self.number,
-            early,
-        };
+        let late = Late { number: self.number, early };
         self.state = State::Idle { late: Some(late) };
         put_reason(FrameType::Refused, self.number, reason.code(), out);
         Ok(())
@@ -116,10 +102,7 @@ impl Acceptor {
     /// [`Misuse`] unless [`Acceptor::may_send`].
     pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Misuse> {
         match self.state {
-            State::Open {
-                outgoing: Outgoing::Flowing,
-                incoming,
-            } => {
+            State::Open { outgoing: Outgoing::Flowing, incoming } => {
                 put_bare(FrameType::Fin, self.number, out);
                 self.settle(Outgoing::Finished, incoming, out);
                 Ok(())
@@ -136,10 +119,7 @@ impl Acceptor {
     /// [`Misuse`] before [`AcceptorEvent::Fin`] or the answer, or for the second time.
     pub fn delivered(&mut self, out: &mut Vec<u8>) -> Result<(), Misuse> {
         match self.state {
-            State::Open {
-                outgoing,
-                incoming: Incoming::Finished,
-            } => {
+            State::Open { outgoing, incoming: Incoming::Finished } => {
                 self.settle(outgoing, Incoming::Delivered, out);
                 Ok(())
             }
@@ -261,11 +241,7 @@ impl Acceptor {
         }
     }
 
-    fn take_idle<'r>(
-        &mut self,
-        late: Option<Late>,
-        frame: Frame<'r>,
-    ) -> Result<Option<AcceptorEvent<'r>>, Violation> {
+    fn take_idle<'r>(&mut self, late: Option<Late>, frame: Frame<'r>) -> Result<Option<AcceptorEvent<'r>>, Violation> {
         let Frame { number, body } = frame;
         if let Body::Open(open) = body {
             return self.take_new(late, number, open);
@@ -283,12 +259,7 @@ impl Acceptor {
         let early = match body {
             Body::Data(_) => late.early.with_data(),
             Body::Fin => late.early.with_fin(),
-            Body::Open(_)
-            | Body::Opened
-            | Body::Refused(_)
-            | Body::Done
-            | Body::Reset(_)
-            | Body::Retire => None,
+            Body::Open(_) | Body::Opened | Body::Refused(_) | Body::Done | Body::Reset(_) | Body::Retire => None,
         };
         let early = early.ok_or_else(|| self.unexpected(body))?;
         let late = Some(Late { number, early });
@@ -345,25 +316,15 @@ impl Acceptor {
     }
 
     fn wrong_number(&self, frame: Frame<'_>) -> Violation {
-        Violation::Number {
-            frame: frame.body.frame_type(),
-            number: frame.number,
-            current: self.number,
-        }
+        Violation::Number { frame: frame.body.frame_type(), number: frame.number, current: self.number }
     }
 
     fn unexpected(&self, body: Body<'_>) -> Violation {
-        Violation::Unexpected {
-            frame: body.frame_type(),
-            state: self.state.name(),
-        }
+        Violation::Unexpected { frame: body.frame_type(), state: self.state.name() }
     }
 
     fn misuse(&self, wish: &'static str) -> Misuse {
-        Misuse {
-            wish,
-            state: self.state.name(),
-        }
+        Misuse { wish, state: self.state.name() }
     }
 }
 
@@ -381,11 +342,12 @@ impl State {
             Self::Open { outgoing, incoming } => match (outgoing, incoming) {
                 (Outgoing::Flowing, Incoming::Flowing) => "open",
                 (Outgoing::Finished, Incoming::Flowing) => "open, our direction finished",
-                (_, Incoming::Finished | Incoming::Delivered) => {
-                    "open, the peer's direction finished"
-                }
+                (_, Incoming::Finished | Incoming::Delivered) => "open, the peer's direction finished",
             },
             Self::Closed(_) => "closed",
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,11 +47,7 @@ pub fn bind_open(
     if !vouched || !is_reachable(client.ip()) || client.port() == 0 {
         return Err(RefuseReason::ClientAddress);
     }
-    Ok(Bound {
-        destination,
-        client,
-        id: open.id,
-    })
+    Ok(Bound { destination, client, id: open.id })
 }
 
 impl Bound {
@@ -83,3 +79,6 @@ fn is_reachable(ip: IpAddr) -> bool {
 fn is_reserved(port: u16) -> bool {
     [0, TUNNEL_PORT, CAPTURE_PORT].contains(&port)
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,12 +59,7 @@ pub enum DiallerEvent<'r> {
 impl Dialler {
     /// A fresh tunnel, which may be used so many times; 0 is no limit.
     pub fn new(max_uses: u32) -> Self {
-        Self {
-            number: 0,
-            limit: if max_uses == 0 { u32::MAX } else { max_uses },
-            retired: false,
-            state: State::Idle,
-        }
+        Self { number: 0, limit: if max_uses == 0 { u32::MAX } else { max_uses }, retired: false, state: State::Idle }
     }
 
     /// Opens a connection. Returns its number on this tunnel.
@@ -80,10 +75,7 @@ impl Dialler {
         let body = Body::Open(*open);
         Frame { number, body }.encode(out)?;
         self.number = number;
-        self.state = State::Opening {
-            early: false,
-            outgoing: Outgoing::Flowing,
-        };
+        self.state = State::Opening { early: false, outgoing: Outgoing::Flowing };
         Ok(number)
     }
 
@@ -118,16 +110,12 @@ impl Dialler {
     /// [`Misuse`] without a connection, or for the second time.
     pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Misuse> {
         match &mut self.state {
-            State::Opening { outgoing, .. } | State::Open { outgoing, .. }
-                if *outgoing == Outgoing::Flowing =>
-            {
+            State::Opening { outgoing, .. } | State::Open { outgoing, .. } if *outgoing == Outgoing::Flowing => {
                 *outgoing = Outgoing::Finished;
             }
-            State::Idle
-            | State::Opening { .. }
-            | State::Open { .. }
-            | State::Settling
-            | State::Closed(_) => return Err(self.misuse("finish")),
+            State::Idle | State::Opening { .. } | State::Open { .. } | State::Settling | State::Closed(_) => {
+                return Err(self.misuse("finish"));
+            }
         }
         put_bare(FrameType::Fin, self.number, out);
         Ok(())
@@ -139,14 +127,8 @@ impl Dialler {
     /// [`Misuse`] before [`DiallerEvent::Fin`], or for the second time.
     pub fn delivered(&mut self) -> Result<(), Misuse> {
         match self.state {
-            State::Open {
-                outgoing,
-                incoming: Incoming::Finished,
-            } => {
-                self.state = State::Open {
-                    outgoing,
-                    incoming: Incoming::Delivered,
-                }
+            State::Open { outgoing, incoming: Incoming::Finished } => {
+                self.state = State::Open { outgoing, incoming: Incoming::Delivered }
             }
             State::Settling => self.rest(),
             // The tunnel may end before a settling application has read its last byte.
@@ -223,10 +205,7 @@ impl Dialler {
 
     /// Must the early data still be kept, since it may have to be sent again on another tunnel?
     pub fn keeps_early(&self) -> bool {
-        matches!(
-            self.state,
-            State::Opening { .. } | State::Closed(End::Repeat)
-        )
+        matches!(self.state, State::Opening { .. } | State::Closed(End::Repeat))
     }
 
     /// The number of the last OPEN; 0 before the first.
@@ -293,10 +272,7 @@ impl Dialler {
             return Ok(DiallerEvent::Repeat);
         }
         if last != self.number {
-            return Err(self.wrong_number(Frame {
-                number: last,
-                body: Body::Retire,
-            }));
+            return Err(self.wrong_number(Frame { number: last, body: Body::Retire }));
         }
         self.retire();
         Ok(DiallerEvent::Retired)
@@ -304,33 +280,19 @@ impl Dialler {
 
     /// The connection is over in order. A tunnel that may not be used again has no reason to stay.
     fn rest(&mut self) {
-        self.state = if self.retired || self.number >= self.limit {
-            State::Closed(End::Clean)
-        } else {
-            State::Idle
-        };
+        self.state = if self.retired || self.number >= self.limit { State::Closed(End::Clean) } else { State::Idle };
     }
 
     fn wrong_number(&self, frame: Frame<'_>) -> Violation {
-        Violation::Number {
-            frame: frame.body.frame_type(),
-            number: frame.number,
-            current: self.number,
-        }
+        Violation::Number { frame: frame.body.frame_type(), number: frame.number, current: self.number }
     }
 
     fn unexpected(&self, body: Body<'_>) -> Violation {
-        Violation::Unexpected {
-            frame: body.frame_type(),
-            state: self.state.name(),
-        }
+        Violation::Unexpected { frame: body.frame_type(), state: self.state.name() }
     }
 
     fn misuse(&self, wish: &'static str) -> Misuse {
-        Misuse {
-            wish,
-            state: self.state.name(),
-        }
+        Misuse { wish, state: self.state.name() }
     }
 }
 
@@ -339,9 +301,7 @@ impl State {
         match self {
             Self::Idle => "idle",
             Self::Opening { .. } => "opening",
-            Self::Open {
-                outgoing, incoming, ..
-            } => match (outgoing, incoming) {
+            Self::Open { outgoing, incoming, .. } => match (outgoing, incoming) {
                 (Outgoing::Flowing, Incoming::Flowing) => "open",
                 (Outgoing::Finished, Incoming::Flowing) => "open, our direction finished",
                 (Outgoing::Flowing, _) => "open, the peer's direction finished",
@@ -352,3 +312,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

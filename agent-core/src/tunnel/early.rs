@@ -3,7 +3,7 @@
 /// How much of it has arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Early {
-    data: bool,
+    pub(super) data: bool,
     pub(super) fin: bool,
 }
 

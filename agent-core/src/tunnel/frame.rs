@@ -98,16 +98,13 @@ pub struct Frames<'r> {
 
 impl<'r> Frames<'r> {
     /// The frames of a record's plaintext.
-    pub fn of(record: &'r [u8]) -> Self {
+    pub fn new(record: &'r [u8]) -> Self {
         Self { record, at: 0 }
     }
 
     /// Goes on where [`Frames::position`] was, for a caller that had to stop within a record.
     pub fn resume(record: &'r [u8], position: usize) -> Self {
-        Self {
-            record,
-            at: position,
-        }
+        Self { record, at: position }
     }
 
     /// How many bytes of the record have been read. The payload of a DATA frame ends here when it has just been read.
@@ -128,10 +125,7 @@ impl<'r> Frames<'r> {
         }
         let length = usize::from(u16::from_be_bytes([l0, l1]));
         let payload = rest.get(..length).ok_or(Malformed::Cut)?;
-        let frame = Frame {
-            number: u32::from_be_bytes(number),
-            body: Body::decode(kind, payload)?,
-        };
+        let frame = Frame { number: u32::from_be_bytes(number), body: Body::decode(kind, payload)? };
         Ok((frame, self.at + HEADER + length))
     }
 }
@@ -270,16 +264,10 @@ pub(super) fn put_reason(kind: FrameType, number: u32, code: u16, out: &mut Vec<
     out.extend_from_slice(&code.to_be_bytes());
 }
 
-const BAD_LENGTH: Misuse = Misuse {
-    wish: "send so much",
-    state: "a frame carries 1 to 16376 bytes",
-};
+const BAD_LENGTH: Misuse = Misuse { wish: "send so much", state: "a frame carries 1 to 16376 bytes" };
 
 fn bounded(length: usize) -> Result<u16, Misuse> {
-    u16::try_from(length)
-        .ok()
-        .filter(|_| length <= MAX_PAYLOAD)
-        .ok_or(BAD_LENGTH)
+    u16::try_from(length).ok().filter(|_| length <= MAX_PAYLOAD).ok_or(BAD_LENGTH)
 }
 
 fn header(kind: FrameType, number: u32, length: u16) -> [u8; HEADER] {
@@ -287,3 +275,6 @@ fn header(kind: FrameType, number: u32, length: u16) -> [u8; HEADER] {
     let [n0, n1, n2, n3] = number.to_be_bytes();
     [kind as u8, 0, l0, l1, n0, n1, n2, n3]
 }
+
+#[cfg(test)]
+mod tests;

@@ -146,11 +146,7 @@ fn split_extension(bytes: &[u8]) -> Option<(Extension<'_>, &[u8])> {
     let (length, rest) = rest.split_first_chunk()?;
     let (value, rest) = rest.split_at_checked(u16::from_be_bytes(*length).into())?;
     let kind = u16::from_be_bytes(*kind);
-    let extension = Extension {
-        kind: kind & !CRITICAL,
-        critical: kind & CRITICAL != 0,
-        value,
-    };
+    let extension = Extension { kind: kind & !CRITICAL, critical: kind & CRITICAL != 0, value };
     Some((extension, rest))
 }
 

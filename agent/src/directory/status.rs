@@ -1,0 +1,89 @@
+//! `status.json`: what the directory's author may rely on.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use agent_core::identity::PodUid;
+use serde::{Serialize, Serializer};
+use tracing::warn;
+
+/// How far a pod of this node has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodState {
+    /// The kernel's part is in place.
+    Attached,
+    /// It has a certificate as well.
+    Certified,
+    /// Its listeners are in their slots: it can be published.
+    Serving,
+    /// It is not enrolled; the reason says why.
+    Refused,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PodStatus {
+    /// The pod.
+    #[serde(serialize_with = "as_text")]
+    pub uid: PodUid,
+    /// `<namespace>/<name>`.
+    pub pod: String,
+    /// How far it has come.
+    pub state: PodState,
+    /// Why no further, where that is known.
+    pub reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    instance: &'a str,
+    node: &'a str,
+    revision: u64,
+    problem: Option<String>,
+    pods: Vec<PodStatus>,
+}
+
+/// The status file. Readers see the old text or the new one, never a part.
+#[derive(Debug)]
+pub struct StatusFile {
+    path: PathBuf,
+    instance: String,
+    node: String,
+    written: Vec<u8>,
+}
+
+impl StatusFile {
+    /// Nothing is written yet.
+    pub fn new(path: &Path, instance: &str, node: &str) -> Self {
+        Self { path: path.to_owned(), instance: instance.into(), node: node.into(), written: Vec::new() }
+    }
+
+    /// Writes the status if it has changed. A failure is logged, and tried again with the next change.
+    pub fn write(&mut self, revision: u64, problem: Option<String>, pods: Vec<PodStatus>) {
+        let status = Status { instance: &self.instance, node: &self.node, revision, problem, pods };
+        let Ok(mut text) = serde_json::to_vec(&status) else { return };
+        text.push(b'\n');
+        if text == self.written {
+            return;
+        }
+        match replace(&self.path, &text) {
+            Ok(()) => self.written = text,
+            Err(error) => warn!(path = %self.path.display(), %error, "cannot write the status"),
+        }
+    }
+}
+
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new().prefix(".status").tempfile_in(folder)?;
+    file.write_all(text)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn as_text<S: Serializer>(uid: &PodUid, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(uid.as_str())
+}

@@ -1,0 +1,65 @@
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use super::*;
+
+const ONE: &str = "revision: 1\ntrust_domain: demo.mantle\npods: []\n";
+
+fn trust_domain() -> TrustDomain {
+    "demo.mantle".parse().unwrap()
+}
+
+#[tokio::test]
+async fn changes_are_taken_up_and_mistakes_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("directory.yaml");
+    std::fs::write(&path, ONE).unwrap();
+    let source = Source::start(&path, &trust_domain()).unwrap();
+    let (mut directory, mut problem) = (source.directory(), source.problem());
+    assert_eq!(directory.borrow_and_update().revision(), 1);
+
+    // In place.
+    std::fs::write(&path, ONE.replace("revision: 1", "revision: 2")).unwrap();
+    directory.wait_for(|directory| directory.revision() == 2).await.unwrap();
+
+    // Not right: the old one stays, and the author is told.
+    std::fs::write(&path, ONE.replace("pods", "pots")).unwrap();
+    let told = problem.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert!(told.contains("unknown key `pots`; did you mean `pods`?"), "{told}");
+    assert_eq!(directory.borrow().revision(), 2);
+
+    // By a rename, as careful authors do it.
+    let next = folder.path().join("next");
+    std::fs::write(&next, ONE.replace("revision: 1", "revision: 3")).unwrap();
+    std::fs::rename(&next, &path).unwrap();
+    directory.wait_for(|directory| directory.revision() == 3).await.unwrap();
+    problem.wait_for(Option::is_none).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_trust_domains_directory_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("directory.yaml");
+    std::fs::write(&path, ONE.replace("demo.mantle", "other.mantle")).unwrap();
+    assert!(matches!(Source::start(&path, &trust_domain()), Err(SourceError::TrustDomain { .. })));
+}
+
+#[test]
+fn the_status_is_replaced_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("status.json");
+    let mut status = StatusFile::new(&path, "i", "n");
+    let pod = PodStatus {
+        uid: "u-1".parse().unwrap(),
+        pod: "shop/web".into(),
+        state: PodState::Refused,
+        reason: Some("no".into()),
+    };
+    status.write(7, None, vec![pod]);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        text,
+        "{\"instance\":\"i\",\"node\":\"n\",\"revision\":7,\"problem\":null,\"pods\":[{\"uid\":\"u-1\",\"pod\":\
+         \"shop/web\",\"state\":\"refused\",\"reason\":\"no\"}]}\n"
+    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}

@@ -1,0 +1,133 @@
+//! One pod's certificate and key, accepted after checks of our own: a CA's word is not enough.
+
+use std::fmt;
+use std::sync::Arc;
+
+use agent_core::identity::{PodUid, SpiffeId};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use thiserror::Error;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
+
+use super::trust::Trust;
+use super::verify::{Role, VerifyError, serial, verify};
+
+/// Why a certificate that the CA gave us is not used.
+#[derive(Debug, Error)]
+pub enum CredentialsError {
+    /// There is none in the answer.
+    #[error("the CA's answer has no certificate")]
+    Empty,
+    /// Our own verifier would not accept it from a peer.
+    #[error("the certificate would be refused by peers: {0}")]
+    Verify(#[from] VerifyError),
+    /// It is somebody else's.
+    #[error("the certificate is for {found}, asked for was {wanted}")]
+    Other {
+        /// As the certificate says.
+        found: String,
+        /// As we asked.
+        wanted: String,
+    },
+    /// It belongs to another key.
+    #[error("the certificate does not belong to our key")]
+    Key,
+}
+
+/// One pod's certificate and key. Never printed, never written; the key is wiped when the last user lets go.
+pub struct Credentials {
+    pub(super) key: Arc<SingleCertAndKey>,
+    identity: SpiffeId,
+    uid: PodUid,
+    serial: String,
+    not_before: u64,
+    not_after: u64,
+    generation: u64,
+}
+
+impl Credentials {
+    /// Takes a chain (leaf first) and its key (PKCS#8) into use, if it is what was asked for and peers will accept it.
+    /// `generation` tells it from the pod's earlier and later ones.
+    ///
+    /// # Errors
+    /// [`CredentialsError`]; the old ones stay in use.
+    pub fn accept(
+        chain: Vec<CertificateDer<'static>>,
+        key: &Zeroizing<Vec<u8>>,
+        wanted: (&SpiffeId, &PodUid),
+        trust: &Trust,
+        generation: u64,
+    ) -> Result<Self, CredentialsError> {
+        let (leaf, intermediates) = chain.split_first().ok_or(CredentialsError::Empty)?;
+        let now = UnixTime::now();
+        let ours = verify(leaf, intermediates, Role::Client, trust, now)?;
+        verify(leaf, intermediates, Role::Server, trust, now)?;
+        let (identity, uid) = wanted;
+        if ours.identity() != identity || ours.uid() != Some(uid) {
+            return Err(CredentialsError::Other {
+                found: format!("{} ({})", ours.identity(), ours.uid().map_or("no pod", PodUid::as_str)),
+                wanted: format!("{identity} ({uid})"),
+            });
+        }
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| VerifyError::Malformed)?;
+        let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
+        let (not_before, not_after) =
+            (seconds(parsed.validity().not_before.timestamp()), seconds(parsed.validity().not_after.timestamp()));
+        let serial = serial(&parsed);
+        // aws-lc wipes its own copy of the key; the caller's wipes itself.
+        let signing = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(key.as_slice()).into());
+        let certified = CertifiedKey::new(chain, signing.map_err(|_| CredentialsError::Key)?);
+        certified.keys_match().map_err(|_| CredentialsError::Key)?;
+        Ok(Self {
+            key: Arc::new(SingleCertAndKey::from(certified)),
+            identity: identity.clone(),
+            uid: uid.clone(),
+            serial,
+            not_before,
+            not_after,
+            generation,
+        })
+    }
+
+    /// The pod's identity.
+    pub fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+
+    /// The pod.
+    pub fn uid(&self) -> &PodUid {
+        &self.uid
+    }
+
+    /// The serial number, in hex.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// When it begins, in seconds since 1970.
+    pub fn not_before(&self) -> u64 {
+        self.not_before
+    }
+
+    /// When it ends, in seconds since 1970.
+    pub fn not_after(&self) -> u64 {
+        self.not_after
+    }
+
+    /// Counts up with each renewal.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("identity", &self.identity)
+            .field("uid", &self.uid)
+            .field("serial", &self.serial)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,79 @@
+//! Whom to believe: trust anchors for each trust domain, never pooled.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use agent_core::identity::TrustDomain;
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use thiserror::Error;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// Why a certificate can't be a trust anchor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum TrustError {
+    /// It is no certificate.
+    #[error("a trust anchor is no X.509 certificate")]
+    Malformed,
+    /// It may not issue certificates.
+    #[error("a trust anchor may not sign certificates: CA:TRUE and keyCertSign are needed")]
+    NotAnIssuer,
+}
+
+/// Trust anchors, each for one trust domain only. An immutable snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    domains: HashMap<TrustDomain, Vec<Anchor>>,
+}
+
+#[derive(Clone, Debug)]
+struct Anchor {
+    anchor: TrustAnchor<'static>,
+    not_before: u64,
+    not_after: u64,
+}
+
+impl Trust {
+    /// Checks each certificate and keeps what a verification needs. webpki knows neither an anchor's dates nor its key
+    /// usage, so they are judged here.
+    ///
+    /// # Errors
+    /// [`TrustError`]: one bad certificate spoils the whole, a part of the anchors would be a surprise.
+    pub fn new(domains: HashMap<TrustDomain, Vec<CertificateDer<'static>>>) -> Result<Arc<Self>, TrustError> {
+        let checked = domains.into_iter().map(|(domain, certificates)| {
+            let anchors = certificates.iter().map(Anchor::new).collect::<Result<Vec<_>, _>>()?;
+            Ok((domain, anchors))
+        });
+        Ok(Arc::new(Self { domains: checked.collect::<Result<_, _>>()? }))
+    }
+
+    /// The anchors of this trust domain that are valid now; empty for a domain that is not known.
+    pub(super) fn anchors(&self, domain: &TrustDomain, now: UnixTime) -> Vec<TrustAnchor<'static>> {
+        let valid = |anchor: &&Anchor| (anchor.not_before..anchor.not_after).contains(&now.as_secs());
+        let anchors = self.domains.get(domain).map(Vec::as_slice).unwrap_or_default();
+        anchors.iter().filter(valid).map(|anchor| anchor.anchor.clone()).collect()
+    }
+
+    /// Whether this trust domain has anchors at all.
+    pub fn knows(&self, domain: &TrustDomain) -> bool {
+        self.domains.contains_key(domain)
+    }
+}
+
+impl Anchor {
+    fn new(certificate: &CertificateDer<'static>) -> Result<Self, TrustError> {
+        let (rest, parsed) = X509Certificate::from_der(certificate).map_err(|_| TrustError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(TrustError::Malformed);
+        }
+        let signs = parsed.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign());
+        if !parsed.is_ca() || !signs {
+            return Err(TrustError::NotAnIssuer);
+        }
+        let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
+        Ok(Self {
+            anchor: webpki::anchor_from_trusted_cert(certificate).map_err(|_| TrustError::Malformed)?.to_owned(),
+            not_before: seconds(parsed.validity().not_before.timestamp()),
+            not_after: seconds(parsed.validity().not_after.timestamp()),
+        })
+    }
+}
