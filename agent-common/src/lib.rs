@@ -143,17 +143,8 @@ pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
 /// Names of programs, maps and globals: said once, used by the kernel half's build and by the loader.
 pub mod names {
     /// The maps that are pinned, one set for each instance.
-    pub const MAPS: [&str; 9] = [
-        "NETNS",
-        "MESH",
-        "FLOWS",
-        "DIALS",
-        "LISTENERS",
-        "OWN",
-        "ORIGIN",
-        "CAPTURED",
-        "COUNTERS",
-    ];
+    pub const MAPS: [&str; 9] =
+        ["NETNS", "MESH", "FLOWS", "DIALS", "LISTENERS", "OWN", "ORIGIN", "CAPTURED", "COUNTERS"];
     /// Global of the `sk_lookup` program: the cookie of the namespace that it is attached to (`u64`).
     pub const POD_COOKIE: &str = "POD_COOKIE";
     /// Global of the `sk_lookup` program: the pod's index (`u32`).
@@ -197,10 +188,7 @@ pub const COUNTERS: u32 = 13;
 
 #[cfg(feature = "user")]
 mod pod {
-    #![expect(
-        unsafe_code,
-        reason = "the marker says that any bytes are a valid value and none is padding"
-    )]
+    #![expect(unsafe_code, reason = "the marker says that any bytes are a valid value and none is padding")]
 
     macro_rules! pod {
         ($($name:ident),*) => { $(
@@ -230,10 +218,7 @@ mod tests {
 
     #[test]
     fn no_type_has_padding() {
-        assert_eq!(
-            size_of::<Netns>(),
-            1 + 1 + 2 + 4 + 16 * POD_ADDRESSES + UID_LEN
-        );
+        assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 16 * POD_ADDRESSES + UID_LEN);
         assert_eq!(size_of::<Endpoint>(), 16 + 2 + 6);
         assert_eq!(size_of::<Mesh>(), 8 + 8);
         assert_eq!(size_of::<FlowKey>(), 8 + 16 + 16 + 2 + 2 + 4);

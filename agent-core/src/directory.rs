@@ -88,13 +88,7 @@ impl Directory {
                 by_address.entry(address.to_canonical()).or_insert(at);
             }
         }
-        Self {
-            revision,
-            trust_domain,
-            pods: pods.into_iter().map(Arc::new).collect(),
-            by_address,
-            by_uid,
-        }
+        Self { revision, trust_domain, pods: pods.into_iter().map(Arc::new).collect(), by_address, by_uid }
     }
 
     /// Lets the owner that a contested address had before keep it, wherever the file lists it now.
@@ -115,7 +109,11 @@ impl Directory {
             claimant.addresses.iter().filter_map(move |address| {
                 let owner = self.by_address(*address)?;
                 let contested = owner.uid != claimant.uid;
-                contested.then(|| Conflict { address: *address, owner: Arc::clone(owner), claimant: Arc::clone(claimant) })
+                contested.then(|| Conflict {
+                    address: *address,
+                    owner: Arc::clone(owner),
+                    claimant: Arc::clone(claimant),
+                })
             })
         })
     }
@@ -142,9 +140,7 @@ impl Directory {
 
     /// The pod that owns an address (IPv4-mapped IPv6 counts as IPv4).
     pub fn by_address(&self, address: IpAddr) -> Option<&Arc<Pod>> {
-        self.by_address
-            .get(&address.to_canonical())
-            .map(|&at| &self.pods[at])
+        self.by_address.get(&address.to_canonical()).map(|&at| &self.pods[at])
     }
 
     /// The pod with this UID.

@@ -19,9 +19,7 @@ pub enum IdentityError {
     #[error("the trust domain is empty or has a character outside [a-z0-9._-]")]
     TrustDomain,
     /// The path is missing, or has an empty, `.`, `..` or ill-charactered segment.
-    #[error(
-        "the path is missing, or a segment is empty, `.`, `..` or has a character outside [A-Za-z0-9._-]"
-    )]
+    #[error("the path is missing, or a segment is empty, `.`, `..` or has a character outside [A-Za-z0-9._-]")]
     Path,
     /// The UID is empty or has a character outside `[A-Za-z0-9-]`.
     #[error("the pod UID is empty or has a character outside [A-Za-z0-9-]")]
@@ -100,9 +98,7 @@ impl FromStr for SpiffeId {
         if text.len() > 2048 {
             return Err(IdentityError::TooLong(2048));
         }
-        let rest = text
-            .strip_prefix("spiffe://")
-            .ok_or(IdentityError::Scheme)?;
+        let rest = text.strip_prefix("spiffe://").ok_or(IdentityError::Scheme)?;
         let (domain, path) = rest.split_once('/').unwrap_or((rest, ""));
         let trust_domain = domain.parse()?;
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
@@ -110,10 +106,7 @@ impl FromStr for SpiffeId {
         if !path.split('/').all(segment) {
             return Err(IdentityError::Path);
         }
-        Ok(Self {
-            text: text.into(),
-            trust_domain,
-        })
+        Ok(Self { text: text.into(), trust_domain })
     }
 }
 

@@ -95,7 +95,10 @@ pub fn run_agent(path: &Path) -> Result<(), AppError> {
 pub fn clean_up(path: &Path) -> Result<(), AppError> {
     let config = agent_config(path)?;
     let removed = Capture::clean_up(&config.capture)?;
-    say(&format!("removed {removed} pins of instance {}; its pods are left alone from now on", config.capture.instance));
+    say(&format!(
+        "removed {removed} pins of instance {}; its pods are left alone from now on",
+        config.capture.instance
+    ));
     Ok(())
 }
 
@@ -167,13 +170,7 @@ async fn agent(config: Config) -> Result<(), AppError> {
 }
 
 /// Follows the directory and the certificates until asked to stop.
-async fn run(
-    enrolment: &mut Enrolment,
-    plane: &Plane,
-    source: &Source,
-    mut status: StatusFile,
-    stop: &mut Stop,
-) {
+async fn run(enrolment: &mut Enrolment, plane: &Plane, source: &Source, mut status: StatusFile, stop: &mut Stop) {
     let (mut directory, mut certificates) = (plane.directory.clone(), plane.certificates.clone());
     let mut problem = source.problem();
     loop {

@@ -90,9 +90,7 @@ pub enum StartError {
     #[error("program {0}: {1}")]
     Program(&'static str, Box<ProgramError>),
     /// A link does not sit where it was attached.
-    #[error(
-        "the link of {0} does not sit at the cgroup root after attaching; capture would not be effective"
-    )]
+    #[error("the link of {0} does not sit at the cgroup root after attaching; capture would not be effective")]
     Ineffective(&'static str),
     /// Something else of the system's.
     #[error("{0}: {1}")]
@@ -101,17 +99,11 @@ pub enum StartError {
 
 impl StartError {
     fn lock(path: &std::path::Path, source: io::Error) -> Self {
-        Self::Lock {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Lock { path: path.to_owned(), source }
     }
 
     fn pins(path: &std::path::Path, source: io::Error) -> Self {
-        Self::Pins {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Pins { path: path.to_owned(), source }
     }
 }
 
@@ -138,18 +130,10 @@ impl Capture {
         program::attach_to_cgroup(&mut object, &pins, &cgroup)?;
         let log = program::LogReader::start(&mut object);
         let maps = Arc::new(Maps::take(&mut object)?);
-        let home = netns::home()
-            .map_err(|e| StartError::System("cannot open our own network namespace", e))?;
-        let forbidden = node_namespaces(&home)
-            .map_err(|e| StartError::System("cannot tell the node's namespace", e))?;
-        Ok(Self {
-            pins,
-            maps,
-            home,
-            forbidden,
-            pods: HashMap::new(),
-            _log: log,
-        })
+        let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
+        let forbidden =
+            node_namespaces(&home).map_err(|e| StartError::System("cannot tell the node's namespace", e))?;
+        Ok(Self { pins, maps, home, forbidden, pods: HashMap::new(), _log: log })
     }
 
     /// Removes all kernel state of an instance that no agent holds. Returns how many pins there were.
@@ -180,9 +164,7 @@ impl Capture {
             .collect();
         let known = self.maps.all_netns()?;
         for (cookie, value) in &known {
-            let same = wanted
-                .get(cookie)
-                .is_some_and(|pod| maps::uid_bytes(&pod.uid) == value.uid);
+            let same = wanted.get(cookie).is_some_and(|pod| maps::uid_bytes(&pod.uid) == value.uid);
             if !same {
                 self.forget_namespace(*cookie, Some(value.pod_index))?;
             }
@@ -205,29 +187,17 @@ impl Capture {
             return Err(AttachError::TooManyAddresses(pod.addresses.len()));
         }
         let path = pod.netns.as_deref().ok_or(AttachError::NoNamespace)?;
-        let namespace =
-            Namespace::open(path, &self.home).map_err(|source| AttachError::Namespace {
-                path: path.to_owned(),
-                source,
-            })?;
+        let namespace = Namespace::open(path, &self.home)
+            .map_err(|source| AttachError::Namespace { path: path.to_owned(), source })?;
         if self.forbidden.contains(&namespace.cookie()) {
             return Err(AttachError::NodeNamespace);
         }
-        if let Some(other) = self
-            .pods
-            .values()
-            .find(|other| other.cookie() == namespace.cookie())
-        {
+        if let Some(other) = self.pods.values().find(|other| other.cookie() == namespace.cookie()) {
             return Err(AttachError::Shared(other.uid().clone()));
         }
         let index = self.index_for(&namespace, pod)?;
         program::attach_to_pod(&self.pins, &namespace, index)?;
-        let attached = Arc::new(Attached::new(
-            pod,
-            namespace,
-            index,
-            Arc::clone(&self.maps),
-        )?);
+        let attached = Arc::new(Attached::new(pod, namespace, index, Arc::clone(&self.maps))?);
         self.pods.insert(pod.uid.clone(), Arc::clone(&attached));
         Ok(attached)
     }
@@ -249,17 +219,9 @@ impl Capture {
     /// The system's; after it the map may hold a part of the change, never less than what both revisions have.
     pub fn set_mesh(&mut self, directory: &Directory) -> io::Result<()> {
         let published = directory.pods().filter(|pod| pod.serving);
-        let owned = |pod: &Pod, address: &IpAddr| {
-            directory
-                .by_address(*address)
-                .is_some_and(|p| p.uid == pod.uid)
-        };
+        let owned = |pod: &Pod, address: &IpAddr| directory.by_address(*address).is_some_and(|p| p.uid == pod.uid);
         let wanted: HashSet<Endpoint> = published
-            .flat_map(|pod| {
-                pod.addresses
-                    .iter()
-                    .filter(move |address| owned(pod, address))
-            })
+            .flat_map(|pod| pod.addresses.iter().filter(move |address| owned(pod, address)))
             .map(|address| maps::endpoint((*address, 0).into()))
             .collect();
         self.maps.set_mesh(&wanted)
@@ -275,31 +237,23 @@ impl Capture {
 
     fn index_for(&self, namespace: &Namespace, pod: &Pod) -> Result<u32, AttachError> {
         let known = self.maps.all_netns().map_err(AttachError::Kernel)?;
-        if let Some((cookie, value)) = known
-            .iter()
-            .find(|(cookie, _)| *cookie == namespace.cookie())
-        {
+        if let Some((cookie, value)) = known.iter().find(|(cookie, _)| *cookie == namespace.cookie()) {
             if value.uid == maps::uid_bytes(&pod.uid) {
                 return Ok(value.pod_index);
             }
-            self.forget_namespace(*cookie, Some(value.pod_index))
-                .map_err(AttachError::Kernel)?;
+            self.forget_namespace(*cookie, Some(value.pod_index)).map_err(AttachError::Kernel)?;
         }
         let mut used: HashSet<u32> = known.iter().map(|(_, value)| value.pod_index).collect();
         used.extend(self.pods.values().map(|pod| pod.index()));
-        (0..MAX_PODS)
-            .find(|index| !used.contains(index))
-            .ok_or(AttachError::Full)
+        (0..MAX_PODS).find(|index| !used.contains(index)).ok_or(AttachError::Full)
     }
 
     fn forget_namespace(&self, cookie: u64, index: Option<u32>) -> io::Result<()> {
         // The map first: with the entry gone both hooks leave the pod alone.
         self.maps.remove_netns(cookie)?;
         if let Some(index) = index {
-            self.maps
-                .clear_listener(index, agent_common::SLOT_OUTBOUND)?;
-            self.maps
-                .clear_listener(index, agent_common::SLOT_INBOUND)?;
+            self.maps.clear_listener(index, agent_common::SLOT_OUTBOUND)?;
+            self.maps.clear_listener(index, agent_common::SLOT_INBOUND)?;
         }
         match std::fs::remove_file(self.pins.pod_link(cookie)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

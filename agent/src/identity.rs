@@ -103,4 +103,3 @@ impl Drop for Identity {
         self.task.abort();
     }
 }
-

@@ -129,7 +129,8 @@ impl Secured<'_> {
     /// Whether a connection that is under way may go on.
     fn permits(&self, directory: &Directory, peer: &VerifiedPeer, bound: &Bound) -> bool {
         let owner = directory.by_address(bound.destination().ip());
-        authorize_inbound(directory, self.pod.uid(), peer).is_ok() && owner.is_some_and(|pod| pod.uid == *self.pod.uid())
+        authorize_inbound(directory, self.pod.uid(), peer).is_ok()
+            && owner.is_some_and(|pod| pod.uid == *self.pod.uid())
     }
 
     /// What is known of the two ends before anything is judged.

@@ -73,7 +73,9 @@ fn main() -> ExitCode {
     let result = match Command::parse().part {
         Part::Agent(Agent { action: Some(AgentAction::Cleanup { config }), .. }) => app::clean_up(&config),
         Part::Agent(Agent { config, .. }) => app::run_agent(&config.unwrap_or_default()),
-        Part::Ca(Ca { action: Some(CaAction::Token { config, node, ttl }), .. }) => app::make_token(&config, &node, ttl),
+        Part::Ca(Ca { action: Some(CaAction::Token { config, node, ttl }), .. }) => {
+            app::make_token(&config, &node, ttl)
+        }
         Part::Ca(Ca { config, .. }) => app::run_ca(&config.unwrap_or_default()),
     };
     match result {

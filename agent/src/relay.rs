@@ -109,7 +109,8 @@ impl<M: Machine> Tunnel<M> {
 
     async fn until_ended(&mut self) {
         loop {
-            let interest = if self.channel.backlog() > 0 { Interest::WRITABLE | Interest::READABLE } else { Interest::READABLE };
+            let interest =
+                if self.channel.backlog() > 0 { Interest::WRITABLE | Interest::READABLE } else { Interest::READABLE };
             if self.channel.ready(interest).await.is_err() || self.channel.flush().is_err() {
                 return;
             }
@@ -217,9 +218,8 @@ impl<'a, M: Machine> Pump<'a, M> {
                 continue;
             }
             rounds = 0;
-            let (opened, wait) = (self.opened, async {
-                if moved { tokio::task::yield_now().await } else { self.wait().await }
-            });
+            let (opened, wait) =
+                (self.opened, async { if moved { tokio::task::yield_now().await } else { self.wait().await } });
             tokio::select! {
                 biased;
                 reason = &mut stop => return Ended::Stopped(reason),

@@ -16,9 +16,12 @@ use crate::inbound::{self, Inbound};
 use crate::outbound::{self, Outbound};
 use crate::plane::Plane;
 
+/// Orders that may wait for a busy thread; whoever gives one waits for its answer anyway.
+const ORDERS: usize = 16;
+
 /// The threads, and which of them serves which pod.
 pub struct Workers {
-    threads: Vec<mpsc::UnboundedSender<Order>>,
+    threads: Vec<mpsc::Sender<Order>>,
     serving: HashMap<PodUid, usize>,
 }
 
@@ -35,7 +38,7 @@ impl Workers {
     pub fn start(count: usize, plane: &Plane) -> io::Result<Self> {
         let mut threads = Vec::new();
         for number in 0..count {
-            let (orders, inbox) = mpsc::unbounded_channel();
+            let (orders, inbox) = mpsc::channel(ORDERS);
             let plane = plane.clone();
             thread::Builder::new().name(format!("plane-{number}")).spawn(move || run(inbox, plane))?;
             threads.push(orders);
@@ -50,7 +53,7 @@ impl Workers {
     pub async fn serve(&mut self, pod: &Arc<Attached>) -> io::Result<()> {
         let thread = self.least_busy();
         let (answer, answered) = oneshot::channel();
-        self.order(thread, Order::Serve(Arc::clone(pod), answer))?;
+        self.order(thread, Order::Serve(Arc::clone(pod), answer)).await?;
         answered.await.map_err(|_| thread_gone())??;
         self.serving.insert(pod.uid().clone(), thread);
         Ok(())
@@ -60,7 +63,7 @@ impl Workers {
     pub async fn stop(&mut self, uid: &PodUid) {
         let Some(thread) = self.serving.remove(uid) else { return };
         let (answer, answered) = oneshot::channel();
-        if self.order(thread, Order::Stop(uid.clone(), answer)).is_ok() {
+        if self.order(thread, Order::Stop(uid.clone(), answer)).await.is_ok() {
             // An error says that the thread is gone, and with it the listeners.
             let _ = answered.await;
         }
@@ -79,9 +82,9 @@ impl Workers {
         (0..self.threads.len()).min_by_key(load).unwrap_or(0)
     }
 
-    fn order(&self, thread: usize, order: Order) -> io::Result<()> {
+    async fn order(&self, thread: usize, order: Order) -> io::Result<()> {
         let sender = self.threads.get(thread).ok_or_else(thread_gone)?;
-        sender.send(order).map_err(|_| thread_gone())
+        sender.send(order).await.map_err(|_| thread_gone())
     }
 }
 
@@ -89,7 +92,7 @@ fn thread_gone() -> io::Error {
     io::Error::other("a data plane thread is gone")
 }
 
-fn run(mut inbox: mpsc::UnboundedReceiver<Order>, plane: Plane) {
+fn run(mut inbox: mpsc::Receiver<Order>, plane: Plane) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -155,11 +155,15 @@ fn load(storage: &Storage, trust_domain: &TrustDomain) -> Result<Authority, CaEr
     };
     let (root, issuing) = (certificate("root.pem")?, certificate("issuing.pem")?);
     let (_, parsed_root) = X509Certificate::from_der(&root).map_err(|error| damaged("root.pem", &error.to_string()))?;
-    let (_, parsed) = X509Certificate::from_der(&issuing).map_err(|error| damaged("issuing.pem", &error.to_string()))?;
+    let (_, parsed) =
+        X509Certificate::from_der(&issuing).map_err(|error| damaged("issuing.pem", &error.to_string()))?;
     let ours = format!("spiffe://{trust_domain}");
     let names = parsed.subject_alternative_name().ok().flatten();
     let is_ours = names.is_some_and(|san| {
-        san.value.general_names.iter().any(|name| matches!(name, x509_parser::extensions::GeneralName::URI(uri) if *uri == ours))
+        san.value
+            .general_names
+            .iter()
+            .any(|name| matches!(name, x509_parser::extensions::GeneralName::URI(uri) if *uri == ours))
     });
     if !is_ours {
         return Err(damaged("issuing.pem", &format!("it is not for trust domain {trust_domain}")));

@@ -57,12 +57,12 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
 
     let service = Arc::new(Service::new(authority, storage, directory, config.leaf_ttl));
     let service = CaServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
-    let mut server = Server::builder().timeout(Duration::from_secs(30)).http2_keepalive_interval(Some(Duration::from_secs(30)));
-    let served =
-        server.add_service(service).serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
-            stop.await;
-            accepting.abort();
-        });
+    let mut server =
+        Server::builder().timeout(Duration::from_secs(30)).http2_keepalive_interval(Some(Duration::from_secs(30)));
+    let served = server.add_service(service).serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
+        stop.await;
+        accepting.abort();
+    });
     let result = served.await;
     renewal.abort();
     Ok(result?)

@@ -87,9 +87,9 @@ impl Service {
                 return by_key;
             }
             let token = request.join_token.parse::<JoinToken>();
-            token.map_err(|_| crate::storage::NotAdmitted::UnknownToken).and_then(|token| {
-                state.admit_by_token(&request.node, &token, &key_hash)
-            })
+            token
+                .map_err(|_| crate::storage::NotAdmitted::UnknownToken)
+                .and_then(|token| state.admit_by_token(&request.node, &token, &key_hash))
         });
         let admitted = admitted.map_err(|error| Status::internal(error.to_string()))?;
         admitted.map_err(|error| {

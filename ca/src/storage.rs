@@ -89,8 +89,8 @@ impl Storage {
         let path = self.path("lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = file.map_err(|source| state(&path, source))?;
-        let _turn: Flock<File> = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| state(&path, errno.into()))?;
+        let _turn: Flock<File> =
+            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| state(&path, errno.into()))?;
         work()
     }
 

@@ -31,7 +31,10 @@ impl JoinToken {
     pub(crate) fn generate(node: &str, root_key_hash: KeyHash) -> Self {
         let mut secret = Zeroizing::new([0; 32]);
         // The generator aborts the process rather than to give out what can be guessed.
-        #[expect(clippy::expect_used, reason = "aws-lc's generator does not fail; without randomness nothing may go on")]
+        #[expect(
+            clippy::expect_used,
+            reason = "aws-lc's generator does not fail; without randomness nothing may go on"
+        )]
         fill(&mut *secret).expect("the system's random generator works");
         Self { node: node.to_owned(), secret, root_key_hash }
     }

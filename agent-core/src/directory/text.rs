@@ -92,7 +92,9 @@ fn addresses_of(node: &Node, problems: &mut Problems) -> Option<Vec<IpAddr>> {
     }
     let parser = |text: &str| match text.parse::<IpAddr>() {
         Ok(ip) if is_usable(ip.to_canonical()) => Ok(ip.to_canonical()),
-        Ok(_) => Err("must be an address that other pods can reach: not loopback, link-local, multicast or unspecified"),
+        Ok(_) => {
+            Err("must be an address that other pods can reach: not loopback, link-local, multicast or unspecified")
+        }
         Err(_) => Err("must be an IP address"),
     };
     let parsed: Vec<Option<IpAddr>> = nodes.iter().map(|node| node.parse("an address", parser, problems)).collect();

@@ -32,16 +32,20 @@ fn check(text: &str, expect: Result<(&str, u64), &[&str]>) {
 #[test]
 fn every_mistake_is_told_at_once_with_its_place_and_its_fix() {
     check("name: a\nport: 80\nwait: 15s\n", Ok(("a", 80)));
-    check("port: x\nnmae: a\nwait: soon\n", Err(&[
-        "line 1:1: `name` is missing",
-        "line 1:7: `port`: must be a whole number, 0 or more (found `x`)",
-        "line 2:1: unknown key `nmae`; did you mean `name`?",
-        "line 3:7: `wait`: must be a length of time such as 250ms, 15s, 10m or 12h (found `soon`)",
-    ]));
+    check(
+        "port: x\nnmae: a\nwait: soon\n",
+        Err(&[
+            "line 1:1: `name` is missing",
+            "line 1:7: `port`: must be a whole number, 0 or more (found `x`)",
+            "line 2:1: unknown key `nmae`; did you mean `name`?",
+            "line 3:7: `wait`: must be a length of time such as 250ms, 15s, 10m or 12h (found `soon`)",
+        ]),
+    );
     check("name: a\nport: 80\nport: 81\n", Err(&["line 3:1: `port` is given twice"]));
-    check("name: a\nport: 80\nfrobnicate: 1\n", Err(&[
-        "line 3:1: unknown key `frobnicate`; known here: name, port, wait",
-    ]));
+    check(
+        "name: a\nport: 80\nfrobnicate: 1\n",
+        Err(&["line 3:1: unknown key `frobnicate`; known here: name, port, wait"]),
+    );
     check("- a\n", Err(&["line 1:1: the file must be a mapping of keys to values"]));
     check("name: &x a\nport: *x\n", Err(&["line 2:7: aliases (`*name`) are not read; write the value out"]));
     check("name: a\nport: 80\n---\nname: b\n", Err(&["line 3:1: a second document; only one is read"]));

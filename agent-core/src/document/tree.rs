@@ -82,7 +82,9 @@ impl<'a> Reader<'a> {
                     root = Some(self.node(event, span, 0)?);
                 }
                 Event::StreamEnd => {
-                    return Some(root.unwrap_or(Node { place: Place { line: 1, column: 1 }, value: Value::Mapping(Vec::new()) }));
+                    return Some(
+                        root.unwrap_or(Node { place: Place { line: 1, column: 1 }, value: Value::Mapping(Vec::new()) }),
+                    );
                 }
                 Event::DocumentStart(_)
                 | Event::Alias(_)
@@ -113,7 +115,11 @@ impl<'a> Reader<'a> {
         let value = match event {
             Event::Scalar(text, style, ..) => {
                 let plain = style == saphyr_parser::ScalarStyle::Plain;
-                if plain && ["", "~", "null"].contains(&&*text) { Value::Null } else { Value::Scalar(text.into_owned()) }
+                if plain && ["", "~", "null"].contains(&&*text) {
+                    Value::Null
+                } else {
+                    Value::Scalar(text.into_owned())
+                }
             }
             Event::SequenceStart(..) => self.sequence(depth)?,
             Event::MappingStart(..) => self.mapping(depth)?,

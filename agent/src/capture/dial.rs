@@ -79,20 +79,10 @@ impl Attached {
     ) -> Result<TcpStream, DialError> {
         let destination = next_hop.socket_addr();
         let same_family = |ip: &&IpAddr| ip.is_ipv4() == destination.is_ipv4();
-        let source = self
-            .addresses()
-            .iter()
-            .find(same_family)
-            .copied()
-            .ok_or_else(|| {
-                DialError::Ours(io::Error::new(
-                    io::ErrorKind::AddrNotAvailable,
-                    "the pod has no address of that family",
-                ))
-            })?;
-        let socket = self
-            .namespace
-            .inside(|| Ok(self.start_tunnel(source, destination, start)));
+        let source = self.addresses().iter().find(same_family).copied().ok_or_else(|| {
+            DialError::Ours(io::Error::new(io::ErrorKind::AddrNotAvailable, "the pod has no address of that family"))
+        })?;
+        let socket = self.namespace.inside(|| Ok(self.start_tunnel(source, destination, start)));
         connected(socket.map_err(DialError::Ours)??, limit).await
     }
 
@@ -106,23 +96,13 @@ impl Attached {
         client: ClientAddr,
         limit: Duration,
     ) -> Result<ApplicationDial, DialError> {
-        let started = self
-            .namespace
-            .inside(|| Ok(self.start_application(destination, client)));
+        let started = self.namespace.inside(|| Ok(self.start_application(destination, client)));
         let (socket, announcement) = started.map_err(DialError::Ours)??;
         let socket = connected(socket, limit).await?;
-        Ok(ApplicationDial {
-            announcement,
-            socket,
-        })
+        Ok(ApplicationDial { announcement, socket })
     }
 
-    fn start_tunnel(
-        &self,
-        source: IpAddr,
-        destination: SocketAddr,
-        start: usize,
-    ) -> Result<Socket, DialError> {
+    fn start_tunnel(&self, source: IpAddr, destination: SocketAddr, start: usize) -> Result<Socket, DialError> {
         for port in self.ports.from(start) {
             let Some(socket) = self.bound_socket(SocketAddr::new(source, port))? else {
                 continue;
@@ -153,13 +133,8 @@ impl Attached {
                 pad: 0,
             };
             // Announced before the SYN: a dial that the kernel can't announce is not made.
-            self.maps
-                .announce_dial(&key, client.socket_addr())
-                .map_err(DialError::Ours)?;
-            let announcement = Announcement {
-                pod: Arc::clone(self),
-                key,
-            };
+            self.maps.announce_dial(&key, client.socket_addr()).map_err(DialError::Ours)?;
+            let announcement = Announcement { pod: Arc::clone(self), key };
             if begin_connect(&socket, destination)? {
                 return Ok((socket, announcement));
             }
@@ -172,20 +147,12 @@ impl Attached {
         let domain = Domain::for_address(local);
         let kind = Type::STREAM.cloexec().nonblocking();
         let socket = Socket::new(domain, kind, Some(Protocol::TCP)).map_err(DialError::Ours)?;
-        if !self
-            .namespace
-            .holds(socket.as_fd())
-            .map_err(DialError::Ours)?
-        {
-            return Err(DialError::Ours(io::Error::other(
-                "the socket is not in the pod's namespace",
-            )));
+        if !self.namespace.holds(socket.as_fd()).map_err(DialError::Ours)? {
+            return Err(DialError::Ours(io::Error::other("the socket is not in the pod's namespace")));
         }
         self.maps.tag_own(socket.as_fd()).map_err(DialError::Ours)?;
         socket.set_reuse_address(true).map_err(DialError::Ours)?;
-        socket
-            .set_linger(Some(Duration::ZERO))
-            .map_err(DialError::Ours)?;
+        socket.set_linger(Some(Duration::ZERO)).map_err(DialError::Ours)?;
         socket.set_tcp_nodelay(true).map_err(DialError::Ours)?;
         match socket.bind(&local.into()) {
             Ok(()) => Ok(Some(socket)),
@@ -209,9 +176,7 @@ fn begin_connect(socket: &Socket, destination: SocketAddr) -> Result<bool, DialE
 
 async fn connected(socket: Socket, limit: Duration) -> Result<TcpStream, DialError> {
     let socket = TcpStream::from_std(socket.into()).map_err(DialError::Ours)?;
-    let writable = tokio::time::timeout(limit, socket.writable())
-        .await
-        .map_err(|_| DialError::TimedOut(limit))?;
+    let writable = tokio::time::timeout(limit, socket.writable()).await.map_err(|_| DialError::TimedOut(limit))?;
     writable.map_err(network)?;
     match socket.take_error().map_err(network)? {
         Some(error) => Err(network(error)),
@@ -220,10 +185,7 @@ async fn connected(socket: Socket, limit: Duration) -> Result<TcpStream, DialErr
 }
 
 fn network(error: io::Error) -> DialError {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => DialError::Refused,
-        _ => DialError::Network(error),
-    }
+    if error.kind() == io::ErrorKind::ConnectionRefused { DialError::Refused } else { DialError::Network(error) }
 }
 
 /// An address in 127.128.0.0/9, so that ports run out for each client and not for the application.

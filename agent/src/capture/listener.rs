@@ -58,17 +58,9 @@ impl Attached {
     /// # Errors
     /// The system's.
     pub fn listen(self: &Arc<Self>) -> io::Result<(OutboundListener, InboundListener)> {
-        let (outbound, inbound) = self
-            .namespace
-            .inside(|| Ok((loopback_listener()?, loopback_listener()?)))?;
-        let outbound = OutboundListener {
-            listener: TcpListener::from_std(outbound)?,
-            pod: Arc::clone(self),
-        };
-        let inbound = InboundListener {
-            listener: TcpListener::from_std(inbound)?,
-            pod: Arc::clone(self),
-        };
+        let (outbound, inbound) = self.namespace.inside(|| Ok((loopback_listener()?, loopback_listener()?)))?;
+        let outbound = OutboundListener { listener: TcpListener::from_std(outbound)?, pod: Arc::clone(self) };
+        let inbound = InboundListener { listener: TcpListener::from_std(inbound)?, pod: Arc::clone(self) };
         Ok((outbound, inbound))
     }
 }
@@ -79,9 +71,7 @@ impl OutboundListener {
     /// # Errors
     /// The system's.
     pub fn serve(&self) -> io::Result<()> {
-        self.pod
-            .maps
-            .set_listener(self.pod.index(), SLOT_OUTBOUND, &self.listener)
+        self.pod.maps.set_listener(self.pod.index(), SLOT_OUTBOUND, &self.listener)
     }
 
     /// The next captured connection.
@@ -102,11 +92,7 @@ impl OutboundListener {
             return Err(CaptureError::Unannounced);
         }
         let original = SocketAddr::new(ip(&flow.original.addr), flow.original.port);
-        Ok(Captured {
-            socket,
-            client: ClientAddr::new(client),
-            original: OriginalDst::new(original),
-        })
+        Ok(Captured { socket, client: ClientAddr::new(client), original: OriginalDst::new(original) })
     }
 }
 
@@ -116,9 +102,7 @@ impl InboundListener {
     /// # Errors
     /// The system's.
     pub fn serve(&self) -> io::Result<()> {
-        self.pod
-            .maps
-            .set_listener(self.pod.index(), SLOT_INBOUND, &self.listener)
+        self.pod.maps.set_listener(self.pod.index(), SLOT_INBOUND, &self.listener)
     }
 
     /// The next tunnel, not yet secured.
@@ -129,8 +113,7 @@ impl InboundListener {
         let (socket, peer) = self.listener.accept().await?;
         set_linger_zero(&socket)?;
         let local = socket.local_addr()?;
-        let steered = local.port() == TUNNEL_PORT
-            && self.pod.addresses().contains(&local.ip().to_canonical());
+        let steered = local.port() == TUNNEL_PORT && self.pod.addresses().contains(&local.ip().to_canonical());
         if !steered {
             return Err(CaptureError::Unannounced);
         }
@@ -144,11 +127,7 @@ pub(super) fn set_linger_zero(socket: &TcpStream) -> io::Result<()> {
 }
 
 fn loopback_listener() -> io::Result<StdListener> {
-    let socket = Socket::new(
-        Domain::IPV4,
-        Type::STREAM.cloexec().nonblocking(),
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
     // Its children occupy the port of the connection that they carry; with this set an application that restarts on
     // that port can bind it.
     socket.set_reuse_address(true)?;

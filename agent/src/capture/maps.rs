@@ -7,8 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent_common::{
-    Addr, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, POD_ADDRESSES, UID_LEN, is_v4,
-    listener_slot, v4_mapped,
+    Addr, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, POD_ADDRESSES, UID_LEN, is_v4, listener_slot, v4_mapped,
 };
 use agent_core::identity::PodUid;
 use aya::Ebpf;
@@ -55,10 +54,7 @@ impl Maps {
 
     /// What the pins say of each namespace.
     pub(super) fn all_netns(&self) -> io::Result<Vec<(u64, Netns)>> {
-        lock(&self.netns)
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(io_error)
+        lock(&self.netns).iter().collect::<Result<_, _>>().map_err(io_error)
     }
 
     /// Forgets a namespace, and every connection that was on its way in it.
@@ -76,18 +72,9 @@ impl Maps {
     /// Makes `MESH` say exactly this: adds first, then deletes, so that no wanted entry is ever missing.
     pub(super) fn set_mesh(&self, wanted: &std::collections::HashSet<Endpoint>) -> io::Result<()> {
         let mut mesh = lock(&self.mesh);
-        let present: std::collections::HashSet<Endpoint> =
-            mesh.keys().collect::<Result<_, _>>().map_err(io_error)?;
+        let present: std::collections::HashSet<Endpoint> = mesh.keys().collect::<Result<_, _>>().map_err(io_error)?;
         for key in wanted.difference(&present) {
-            mesh.insert(
-                key,
-                Mesh {
-                    flags: 0,
-                    refuse_until: 0,
-                },
-                0,
-            )
-            .map_err(io_error)?;
+            mesh.insert(key, Mesh { flags: 0, refuse_until: 0 }, 0).map_err(io_error)?;
         }
         for key in present.difference(wanted) {
             absent_is_fine(mesh.remove(key))?;
@@ -95,15 +82,8 @@ impl Maps {
         Ok(())
     }
 
-    pub(super) fn set_listener(
-        &self,
-        pod_index: u32,
-        slot: u32,
-        listener: &impl AsRawFd,
-    ) -> io::Result<()> {
-        lock(&self.listeners)
-            .set(listener_slot(pod_index, slot), listener, 0)
-            .map_err(io_error)
+    pub(super) fn set_listener(&self, pod_index: u32, slot: u32, listener: &impl AsRawFd) -> io::Result<()> {
+        lock(&self.listeners).set(listener_slot(pod_index, slot), listener, 0).map_err(io_error)
     }
 
     pub(super) fn clear_listener(&self, pod_index: u32, slot: u32) -> io::Result<()> {
@@ -130,9 +110,7 @@ impl Maps {
     }
 
     pub(super) fn announce_dial(&self, key: &FlowKey, client: SocketAddr) -> io::Result<()> {
-        lock(&self.dials)
-            .insert(key, endpoint(client), 0)
-            .map_err(io_error)
+        lock(&self.dials).insert(key, endpoint(client), 0).map_err(io_error)
     }
 
     pub(super) fn withdraw_dial(&self, key: &FlowKey) -> io::Result<()> {
@@ -152,8 +130,7 @@ pub(super) fn addr(ip: IpAddr) -> Addr {
         IpAddr::V4(ip) => v4_mapped(u32::from_ne_bytes(ip.octets())),
         IpAddr::V6(ip) => {
             let [a, b, c, d, e, f, g, h] = ip.segments();
-            [(a, b), (c, d), (e, f), (g, h)]
-                .map(|(high, low)| (u32::from(high) << 16 | u32::from(low)).to_be())
+            [(a, b), (c, d), (e, f), (g, h)].map(|(high, low)| (u32::from(high) << 16 | u32::from(low)).to_be())
         }
     }
 }
@@ -164,10 +141,7 @@ pub(super) fn ip(addr: &Addr) -> IpAddr {
         return Ipv4Addr::from(addr[3].to_ne_bytes()).into();
     }
     let mut octets = [0; 16];
-    for (octet, byte) in octets
-        .iter_mut()
-        .zip(addr.iter().flat_map(|word| word.to_ne_bytes()))
-    {
+    for (octet, byte) in octets.iter_mut().zip(addr.iter().flat_map(|word| word.to_ne_bytes())) {
         *octet = byte;
     }
     Ipv6Addr::from(octets).into()
@@ -175,11 +149,7 @@ pub(super) fn ip(addr: &Addr) -> IpAddr {
 
 /// The kernel's form of an address with its port.
 pub(super) fn endpoint(address: SocketAddr) -> Endpoint {
-    Endpoint {
-        addr: addr(address.ip()),
-        port: address.port(),
-        pad: [0; 6],
-    }
+    Endpoint { addr: addr(address.ip()), port: address.port(), pad: [0; 6] }
 }
 
 /// A pod's first addresses, primary first, as `NETNS` holds them.
@@ -204,9 +174,7 @@ fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, StartError>
 where
     M: TryFrom<Map, Error = MapError>,
 {
-    let map = object
-        .take_map(name)
-        .ok_or(StartError::Map(name, MapError::KeyNotFound))?;
+    let map = object.take_map(name).ok_or(StartError::Map(name, MapError::KeyNotFound))?;
     M::try_from(map).map_err(|error| StartError::Map(name, error))
 }
 
@@ -224,18 +192,13 @@ fn remove_where<V: aya::Pod>(
 fn absent_is_fine(result: Result<(), MapError>) -> io::Result<()> {
     match result {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
-            Ok(())
-        }
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(io_error(error)),
     }
 }
 
 fn io_error(error: MapError) -> io::Error {
-    match error {
-        MapError::SyscallError(error) => error.io_error,
-        other => io::Error::other(other),
-    }
+    if let MapError::SyscallError(error) = error { error.io_error } else { io::Error::other(error) }
 }
 
 // A panic while the lock was held can't have left a map half written: each call is one system call.
@@ -249,14 +212,7 @@ mod tests {
 
     #[test]
     fn addresses_survive_the_trip_into_the_kernel_form() {
-        for text in [
-            "10.77.1.10",
-            "127.128.0.1",
-            "0.0.0.0",
-            "fd00::1",
-            "2001:db8:1:2:3:4:5:6",
-            "::1",
-        ] {
+        for text in ["10.77.1.10", "127.128.0.1", "0.0.0.0", "fd00::1", "2001:db8:1:2:3:4:5:6", "::1"] {
             let address: IpAddr = text.parse().unwrap_or(IpAddr::V4(Ipv4Addr::BROADCAST));
             assert_eq!(ip(&addr(address)).to_string(), text);
         }

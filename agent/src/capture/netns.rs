@@ -26,12 +26,7 @@ impl Namespace {
     pub(super) fn open(path: &Path, home: &Arc<File>) -> io::Result<Self> {
         let file = Arc::new(File::open(path)?);
         let inode = file.metadata()?.ino();
-        let mut namespace = Self {
-            file,
-            home: Arc::clone(home),
-            cookie: 0,
-            inode,
-        };
+        let mut namespace = Self { file, home: Arc::clone(home), cookie: 0, inode };
         namespace.cookie = namespace.inside(current_cookie)?;
         Ok(namespace)
     }
@@ -81,11 +76,6 @@ pub(super) fn home() -> io::Result<Arc<File>> {
 
 /// The cookie of the namespace that the calling thread is in.
 pub(super) fn current_cookie() -> io::Result<u64> {
-    let probe = socket(
-        AddressFamily::Inet,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let probe = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     netns_cookie(probe.as_fd())
 }

@@ -24,33 +24,19 @@ impl Pins {
         let lock = lock(config)?;
         let instance = config.bpffs.join("mantle").join(&config.instance);
         let directory = instance.join(format!("abi{ABI}"));
-        if let Some(other) =
-            other_layout(&instance, &directory).map_err(|e| StartError::pins(&instance, e))?
-        {
+        if let Some(other) = other_layout(&instance, &directory).map_err(|e| StartError::pins(&instance, e))? {
             return Err(StartError::OtherLayout(other));
         }
         let mut builder = fs::DirBuilder::new();
-        builder
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)
-            .map_err(|e| StartError::pins(&directory, e))?;
-        Ok(Self {
-            instance,
-            directory,
-            _lock: lock,
-        })
+        builder.recursive(true).mode(0o700).create(&directory).map_err(|e| StartError::pins(&directory, e))?;
+        Ok(Self { instance, directory, _lock: lock })
     }
 
     /// Takes the instance's lock for removing everything, whatever layout it has.
     pub(super) fn open_any_layout(config: &CaptureConfig) -> Result<Self, StartError> {
         let lock = lock(config)?;
         let instance = config.bpffs.join("mantle").join(&config.instance);
-        Ok(Self {
-            directory: instance.join(format!("abi{ABI}")),
-            instance,
-            _lock: lock,
-        })
+        Ok(Self { directory: instance.join(format!("abi{ABI}")), instance, _lock: lock })
     }
 
     /// Where a map is pinned.
@@ -73,10 +59,7 @@ impl Pins {
         let mut cookies = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let name = entry?.file_name();
-            cookies.extend(
-                name.to_str()
-                    .and_then(|name| name.strip_prefix("pod_")?.parse::<u64>().ok()),
-            );
+            cookies.extend(name.to_str().and_then(|name| name.strip_prefix("pod_")?.parse::<u64>().ok()));
         }
         Ok(cookies)
     }
@@ -87,9 +70,8 @@ impl Pins {
         for layout in fs::read_dir(&self.instance)? {
             let layout = layout?.path();
             // Links first: a program without its maps' contents would still decide.
-            let mut pins: Vec<PathBuf> = fs::read_dir(&layout)?
-                .map(|e| e.map(|e| e.path()))
-                .collect::<io::Result<_>>()?;
+            let mut pins: Vec<PathBuf> =
+                fs::read_dir(&layout)?.map(|e| e.map(|e| e.path())).collect::<io::Result<_>>()?;
             pins.sort_by_key(|path| !is_link(path));
             for pin in pins {
                 fs::remove_file(pin)?;
@@ -103,10 +85,7 @@ impl Pins {
 }
 
 fn is_link(path: &Path) -> bool {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.starts_with("link_") || name.starts_with("pod_")
 }
 
@@ -120,9 +99,9 @@ fn lock(config: &CaptureConfig) -> Result<Flock<File>, StartError> {
         .mode(0o600)
         .open(&path)
         .map_err(|e| StartError::lock(&path, e))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => StartError::InUse(path),
-        other => StartError::lock(&path, other.into()),
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        let in_use = errno == nix::errno::Errno::EWOULDBLOCK;
+        if in_use { StartError::InUse(path) } else { StartError::lock(&path, errno.into()) }
     })
 }
 

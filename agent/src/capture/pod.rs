@@ -5,9 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_common::{
-    FLAG_FAIL_OPEN, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED, STATE_KNOWN,
-};
+use agent_common::{FLAG_FAIL_OPEN, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED, STATE_KNOWN};
 use agent_core::directory::{Fail, Mode, Pod};
 use agent_core::identity::PodUid;
 use aya::programs::ProgramError;
@@ -33,9 +31,7 @@ pub enum AttachError {
         source: io::Error,
     },
     /// The pod is in the node's own namespace, or the agent's.
-    #[error(
-        "its network namespace is the node's or the agent's own: such a pod cannot be enrolled"
-    )]
+    #[error("its network namespace is the node's or the agent's own: such a pod cannot be enrolled")]
     NodeNamespace,
     /// Two pods in one namespace can't be told apart.
     #[error("pod {0} has the same network namespace")]
@@ -66,26 +62,12 @@ pub struct Attached {
 }
 
 impl Attached {
-    pub(super) fn new(
-        pod: &Pod,
-        namespace: Namespace,
-        index: u32,
-        maps: Arc<Maps>,
-    ) -> Result<Self, AttachError> {
-        let ports = namespace
-            .inside(Ports::of_current_namespace)
-            .map_err(AttachError::Kernel)?;
+    pub(super) fn new(pod: &Pod, namespace: Namespace, index: u32, maps: Arc<Maps>) -> Result<Self, AttachError> {
+        let ports = namespace.inside(Ports::of_current_namespace).map_err(AttachError::Kernel)?;
         if ports.inside_ephemeral() {
             warn!(pod = %pod.uid, "ip_local_port_range leaves no port for the agent's sockets; they can meet the pod's own");
         }
-        Ok(Self {
-            uid: pod.uid.clone(),
-            addresses: pod.addresses.clone(),
-            index,
-            namespace,
-            ports,
-            maps,
-        })
+        Ok(Self { uid: pod.uid.clone(), addresses: pod.addresses.clone(), index, namespace, ports, maps })
     }
 
     /// The pod's UID.

@@ -21,30 +21,17 @@ impl Ports {
         let mut bounds = text.split_ascii_whitespace().map(str::parse::<u16>);
         match (bounds.next(), bounds.next()) {
             (Some(Ok(low)), Some(Ok(high))) => Ok(Self::outside(&(low..=high))),
-            _ => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "ip_local_port_range is not two ports",
-            )),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "ip_local_port_range is not two ports")),
         }
     }
 
     fn outside(ephemeral: &RangeInclusive<u16>) -> Self {
-        let all = || {
-            (BELOW_COMMON_EPHEMERAL + 1..=u16::MAX)
-                .rev()
-                .chain((LOWEST..=BELOW_COMMON_EPHEMERAL).rev())
-        };
+        let all = || (BELOW_COMMON_EPHEMERAL + 1..=u16::MAX).rev().chain((LOWEST..=BELOW_COMMON_EPHEMERAL).rev());
         let candidates: Vec<u16> = all().filter(|port| !ephemeral.contains(port)).collect();
         if candidates.is_empty() {
-            return Self {
-                candidates: all().collect(),
-                inside_ephemeral: true,
-            };
+            return Self { candidates: all().collect(), inside_ephemeral: true };
         }
-        Self {
-            candidates,
-            inside_ephemeral: false,
-        }
+        Self { candidates, inside_ephemeral: false }
     }
 
     /// True if the ephemeral range leaves no port: the agent's sockets can then meet the application's.
@@ -54,9 +41,7 @@ impl Ports {
 
     /// All candidates, beginning with number `start` (modulo their count).
     pub(super) fn from(&self, start: usize) -> impl Iterator<Item = u16> {
-        let (before, after) = self
-            .candidates
-            .split_at(start % self.candidates.len().max(1));
+        let (before, after) = self.candidates.split_at(start % self.candidates.len().max(1));
         after.iter().chain(before).copied()
     }
 }

@@ -24,13 +24,8 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mantle-
 
 const LOOKUP: &str = "mantle_sk_lookup";
 const LOG_MAP: &str = "AYA_LOGS";
-const AT_CGROUP: [&str; 5] = [
-    "mantle_connect4",
-    "mantle_connect6",
-    "mantle_peername4",
-    "mantle_peername6",
-    "mantle_sock_ops",
-];
+const AT_CGROUP: [&str; 5] =
+    ["mantle_connect4", "mantle_connect6", "mantle_peername4", "mantle_peername6", "mantle_sock_ops"];
 
 /// Opens the pinned maps, or makes and pins them, and relocates the programs onto them. No program is loaded yet.
 pub(super) fn load(pins: &Pins) -> Result<Ebpf, StartError> {
@@ -46,54 +41,29 @@ fn loader<'a>(pins: &Pins) -> EbpfLoader<'a> {
     for name in names::MAPS.into_iter().chain([LOG_MAP]) {
         loader.map_pin_path(name, pins.map(name));
     }
-    let level = if tracing::enabled!(target: "mantle_ebpf", tracing::Level::DEBUG) {
-        &DEBUG
-    } else {
-        &OFF
-    };
+    let level = if tracing::enabled!(target: "mantle_ebpf", tracing::Level::DEBUG) { &DEBUG } else { &OFF };
     loader.override_global(aya_log::LEVEL, level, false);
     loader
 }
 
 /// Loads the programs of the cgroup root and makes them effective there: in their pinned link, if it still sits at
 /// this cgroup, else in a new one.
-pub(super) fn attach_to_cgroup(
-    object: &mut Ebpf,
-    pins: &Pins,
-    cgroup: &Path,
-) -> Result<(), StartError> {
-    let root =
-        File::open(cgroup).map_err(|e| StartError::System("cannot open the cgroup root", e))?;
+pub(super) fn attach_to_cgroup(object: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<(), StartError> {
+    let root = File::open(cgroup).map_err(|e| StartError::System("cannot open the cgroup root", e))?;
     // A cgroup's id is its directory's inode (kernfs, 64 bit).
-    let id = root
-        .metadata()
-        .map_err(|e| StartError::System("cannot read the cgroup root", e))?
-        .ino();
+    let id = root.metadata().map_err(|e| StartError::System("cannot read the cgroup root", e))?.ino();
     for name in AT_CGROUP {
         let refused = |error| StartError::Program(name, Box::new(error));
-        let program = object
-            .program_mut(name)
-            .ok_or(StartError::Ineffective(name))?;
+        let program = object.program_mut(name).ok_or(StartError::Ineffective(name))?;
         load_program(program).map_err(refused)?;
         let pin = pins.cgroup_link(name);
-        let place = Place {
-            pin: &pin,
-            target: id,
-            kind: LinkKind::Cgroup,
-        };
-        if place
-            .replace(program)
-            .map_err(|e| StartError::pins(&pin, e))?
-        {
+        let place = Place { pin: &pin, target: id, kind: LinkKind::Cgroup };
+        if place.replace(program).map_err(|e| StartError::pins(&pin, e))? {
             continue;
         }
         let link = attach_program(program, &root).map_err(refused)?;
-        link.pin(&pin)
-            .map_err(|e| StartError::pins(&pin, io::Error::other(e)))?;
-        if !place
-            .is_effective()
-            .map_err(|e| StartError::pins(&pin, e))?
-        {
+        link.pin(&pin).map_err(|e| StartError::pins(&pin, io::Error::other(e)))?;
+        if !place.is_effective().map_err(|e| StartError::pins(&pin, e))? {
             return Err(StartError::Ineffective(name));
         }
     }
@@ -101,49 +71,27 @@ pub(super) fn attach_to_cgroup(
 }
 
 /// Loads an instance of the lookup program for one pod and attaches it to the pod's namespace.
-pub(super) fn attach_to_pod(
-    pins: &Pins,
-    namespace: &Namespace,
-    index: u32,
-) -> Result<(), AttachError> {
+pub(super) fn attach_to_pod(pins: &Pins, namespace: &Namespace, index: u32) -> Result<(), AttachError> {
     let cookie = namespace.cookie();
     let mut loader = loader(pins);
-    loader
-        .override_global(names::POD_COOKIE, &cookie, true)
-        .override_global(names::POD_INDEX, &index, true);
-    let mut object = loader
-        .load(OBJECT)
-        .map_err(|e| AttachError::Kernel(io::Error::other(e)))?;
-    let program = object
-        .program_mut(LOOKUP)
-        .ok_or(AttachError::Kernel(io::ErrorKind::NotFound.into()))?;
+    loader.override_global(names::POD_COOKIE, &cookie, true).override_global(names::POD_INDEX, &index, true);
+    let mut object = loader.load(OBJECT).map_err(|e| AttachError::Kernel(io::Error::other(e)))?;
+    let program = object.program_mut(LOOKUP).ok_or(AttachError::Kernel(io::ErrorKind::NotFound.into()))?;
     load_program(program).map_err(|e| AttachError::Program(Box::new(e)))?;
     let pin = pins.pod_link(cookie);
-    let place = Place {
-        pin: &pin,
-        target: namespace.inode(),
-        kind: LinkKind::Netns,
-    };
+    let place = Place { pin: &pin, target: namespace.inode(), kind: LinkKind::Netns };
     if place.replace(program).map_err(AttachError::Kernel)? {
         return Ok(());
     }
-    let lookup: &mut SkLookup = program
-        .try_into()
-        .map_err(|e| AttachError::Program(Box::new(e)))?;
-    let attached = lookup
-        .attach(namespace.as_fd())
-        .and_then(|id| lookup.take_link(id));
+    let lookup: &mut SkLookup = program.try_into().map_err(|e| AttachError::Program(Box::new(e)))?;
+    let attached = lookup.attach(namespace.as_fd()).and_then(|id| lookup.take_link(id));
     let link = FdLink::from(attached.map_err(|e| AttachError::Program(Box::new(e)))?);
-    link.pin(&pin)
-        .map_err(|e| AttachError::Kernel(io::Error::other(e)))?;
+    link.pin(&pin).map_err(|e| AttachError::Kernel(io::Error::other(e)))?;
     Ok(())
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "aya has a variant for each type of program; ours are three"
-    )]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "aya has a variant for each type of program; ours are three")]
     match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
@@ -155,10 +103,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
 fn attach_program(program: &mut Program, cgroup: &File) -> Result<FdLink, ProgramError> {
     // Links take no flags (several programs at one place is what they are for): `Single` passes none.
     let mode = CgroupAttachMode::Single;
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "aya has a variant for each type of program; two attach here"
-    )]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "aya has a variant for each type of program; two attach here")]
     let link = match program {
         Program::CgroupSockAddr(program) => {
             let program: &mut CgroupSockAddr = program;
@@ -216,14 +161,10 @@ impl LogReader {
     /// Starts reading if there is a runtime to read on; the programs work without a reader.
     pub(super) fn start(object: &mut Ebpf) -> Option<Self> {
         let runtime = tokio::runtime::Handle::try_current().ok()?;
-        let logger = EbpfLogger::init(object)
-            .inspect_err(|error| warn!(%error, "no log from the kernel programs"))
-            .ok()?;
+        let logger =
+            EbpfLogger::init(object).inspect_err(|error| warn!(%error, "no log from the kernel programs")).ok()?;
         let task = runtime.spawn(async move {
-            #[expect(
-                deprecated,
-                reason = "the logger owns its descriptor and keeps it as long as it lives"
-            )]
+            #[expect(deprecated, reason = "the logger owns its descriptor and keeps it as long as it lives")]
             let registered = AsyncFd::with_interest(logger, tokio::io::Interest::READABLE);
             let Ok(mut logger) = registered else { return };
             while let Ok(mut ready) = logger.readable_mut().await {

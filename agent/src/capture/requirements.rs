@@ -10,11 +10,7 @@ use super::CaptureConfig;
 
 /// Capabilities by number (capabilities(7)), each with what needs it.
 const CAPABILITIES: [(u32, &str, &str); 4] = [
-    (
-        12,
-        "CAP_NET_ADMIN",
-        "to attach programs to cgroups and network namespaces",
-    ),
+    (12, "CAP_NET_ADMIN", "to attach programs to cgroups and network namespaces"),
     (21, "CAP_SYS_ADMIN", "to enter a pod's network namespace"),
     (38, "CAP_PERFMON", "to load programs that compare pointers"),
     (39, "CAP_BPF", "to load programs and make maps"),
@@ -35,27 +31,19 @@ pub enum Missing {
     #[error("a BPF file system at {}: mount one there (`mount -t bpf bpf {}`), or set `bpffs`", .0.display(), .0.display())]
     Bpffs(PathBuf),
     /// The cgroup2 hierarchy.
-    #[error(
-        "the cgroup2 root: mount it (`mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified`), or set `cgroup`"
-    )]
+    #[error("the cgroup2 root: mount it (`mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified`), or set `cgroup`")]
     Cgroup,
     /// The configured cgroup is none.
     #[error("a cgroup2 directory at {} (from `cgroup`)", .0.display())]
     NotACgroup(PathBuf),
     /// The kernel can't tell its types; programs with maps of typed values need it.
-    #[error(
-        "BTF of the kernel at /sys/kernel/btf/vmlinux: use a kernel built with CONFIG_DEBUG_INFO_BTF"
-    )]
+    #[error("BTF of the kernel at /sys/kernel/btf/vmlinux: use a kernel built with CONFIG_DEBUG_INFO_BTF")]
     Btf,
 }
 
 /// One line each.
 pub(super) fn list(missing: &[Missing]) -> String {
-    missing
-        .iter()
-        .map(|what| format!("  - {what}"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    missing.iter().map(|what| format!("  - {what}")).collect::<Vec<_>>().join("\n")
 }
 
 /// The cgroup2 root, if everything is there.
@@ -82,47 +70,30 @@ fn missing_capabilities() -> Vec<Missing> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let effective = effective_capabilities(&status);
     let lacks = |&&(number, ..): &&(u32, &str, &str)| effective & (1 << number) == 0;
-    CAPABILITIES
-        .iter()
-        .filter(lacks)
-        .map(|&(_, name, why)| Missing::Capability { name, why })
-        .collect()
+    CAPABILITIES.iter().filter(lacks).map(|&(_, name, why)| Missing::Capability { name, why }).collect()
 }
 
 fn effective_capabilities(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0)
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// The root of the whole hierarchy: our own mount may show only a part of it, process 1's does not.
 fn cgroup_root(configured: Option<&Path>) -> Result<PathBuf, Missing> {
     if let Some(path) = configured {
         let is_cgroup = is_mount_of(path, CGROUP2_SUPER_MAGIC);
-        return if is_cgroup {
-            Ok(path.to_owned())
-        } else {
-            Err(Missing::NotACgroup(path.to_owned()))
-        };
+        return if is_cgroup { Ok(path.to_owned()) } else { Err(Missing::NotACgroup(path.to_owned())) };
     }
     let mounts = fs::read_to_string("/proc/1/mountinfo").map_err(|_| Missing::Cgroup)?;
     let mount_point = cgroup2_mount_point(&mounts).ok_or(Missing::Cgroup)?;
     // Process 1's root needs CAP_SYS_PTRACE to enter; without it our own mount will do, if it shows the real root.
-    let candidates = [
-        Path::new("/proc/1/root").join(mount_point.trim_start_matches('/')),
-        mount_point.into(),
-    ];
-    candidates
-        .into_iter()
-        .find(|path| is_cgroup_root(path))
-        .ok_or(Missing::Cgroup)
+    let candidates = [Path::new("/proc/1/root").join(mount_point.trim_start_matches('/')), mount_point.into()];
+    candidates.into_iter().find(|path| is_cgroup_root(path)).ok_or(Missing::Cgroup)
 }
 
 /// In a cgroup namespace any cgroup can look like the root; only the real one has no `cgroup.events` (cgroup-v2.rst).
 fn is_cgroup_root(path: &Path) -> bool {
-    is_mount_of(path, CGROUP2_SUPER_MAGIC)
-        && path.join("cgroup.procs").exists()
-        && !path.join("cgroup.events").exists()
+    is_mount_of(path, CGROUP2_SUPER_MAGIC) && path.join("cgroup.procs").exists() && !path.join("cgroup.events").exists()
 }
 
 /// In mountinfo: `36 35 0:30 /root /mount/point options… - cgroup2 …` (proc_pid_mountinfo(5)); the root must be `/`.
@@ -160,10 +131,7 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_from_the_effective_set() {
-        assert_eq!(
-            effective_capabilities("Name:\tx\nCapInh:\t00\nCapEff:\t000001ffffffffff\n"),
-            0x1ff_ffff_ffff
-        );
+        assert_eq!(effective_capabilities("Name:\tx\nCapInh:\t00\nCapEff:\t000001ffffffffff\n"), 0x1ff_ffff_ffff);
         assert_eq!(effective_capabilities("nothing here"), 0);
     }
 }

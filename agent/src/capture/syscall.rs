@@ -29,11 +29,7 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
         flags: u32,
     }
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attributes = Attributes {
-        path: path.as_ptr() as u64,
-        fd: 0,
-        flags: 0,
-    };
+    let attributes = Attributes { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     let fd = bpf(BPF_OBJ_GET, &attributes)?;
     // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -51,12 +47,7 @@ pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
         flags: u32,
         old_program: u32,
     }
-    let attributes = Attributes {
-        link: link.as_raw_fd(),
-        new_program: program.as_raw_fd(),
-        flags: 0,
-        old_program: 0,
-    };
+    let attributes = Attributes { link: link.as_raw_fd(), new_program: program.as_raw_fd(), flags: 0, old_program: 0 };
     bpf(BPF_LINK_UPDATE, &attributes).map(drop)
 }
 
@@ -83,11 +74,8 @@ pub(super) fn link_target(link: BorrowedFd<'_>, kind: LinkKind) -> io::Result<u6
         at: u64,
     }
     let mut found = LinkInformation::default();
-    let attributes = Attributes {
-        fd: link.as_raw_fd(),
-        len: size_of::<LinkInformation>() as u32,
-        at: (&raw mut found) as u64,
-    };
+    let attributes =
+        Attributes { fd: link.as_raw_fd(), len: size_of::<LinkInformation>() as u32, at: (&raw mut found) as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
     Ok(match kind {
         LinkKind::Cgroup => found.target,
@@ -120,26 +108,13 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
             &raw mut len,
         )
     };
-    if result == 0 {
-        Ok(cookie)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     // SAFETY: the attributes are a whole, initialised structure; the kernel takes fields past its size for zero.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attributes),
-            size_of::<T>() as libc::c_uint,
-        )
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>() as libc::c_uint)
     };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result as libc::c_int)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }

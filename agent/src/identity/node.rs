@@ -150,8 +150,7 @@ fn root_key_hash(path: &Path) -> Result<Option<KeyHash>, IdentityError> {
 fn read_token(path: &Path, node: &str) -> Result<Option<JoinToken>, IdentityError> {
     let text = fs::read_to_string(path).map_err(|source| state(path, source))?;
     let text = Zeroizing::new(text);
-    let token: JoinToken =
-        text.parse().map_err(|source| IdentityError::Token { path: path.to_owned(), source })?;
+    let token: JoinToken = text.parse().map_err(|source| IdentityError::Token { path: path.to_owned(), source })?;
     if token.node() != node {
         return Err(IdentityError::OtherNode { found: token.node().to_owned(), wanted: node.to_owned() });
     }

@@ -120,8 +120,11 @@ impl Renewal {
     async fn sign(&mut self, uids: &[PodUid]) -> Result<(), String> {
         let requests = uids.iter().map(|_| key_request()).collect::<Result<Vec<KeyRequest>, _>>()?;
         let ttl = self.ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs().max(1)).unwrap_or(u32::MAX));
-        let item =
-            |(uid, request): (&PodUid, &KeyRequest)| SignItem { pod_uid: uid.to_string(), csr: request.csr.clone(), ttl };
+        let item = |(uid, request): (&PodUid, &KeyRequest)| SignItem {
+            pod_uid: uid.to_string(),
+            csr: request.csr.clone(),
+            ttl,
+        };
         let answers = self.client.sign(uids.iter().zip(&requests).map(item).collect()).await?;
         for ((uid, request), answer) in uids.iter().zip(requests).zip(answers) {
             match answer {

@@ -10,10 +10,8 @@ use tokio::net::TcpStream;
 
 /// When a half-closed application that says nothing is asked whether it still lives, and how long that takes:
 /// 60 s + 3 × 15 s.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(60))
-    .with_interval(Duration::from_secs(15))
-    .with_retries(3);
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(3);
 
 /// An application's socket. It lingers zero until [`Self::finish`]: if it is dropped before, or the process dies, the
 /// application reads a reset, never the end of a stream that its peer did not end.

@@ -161,12 +161,9 @@ fn keep(event: Event<'_>, early: &mut Early) -> Result<(), Ended> {
         Event::Data(bytes) => early.data = bytes.to_vec(),
         Event::Fin => early.finished = true,
         Event::Reset(reason) => return Err(Ended::ResetByPeer(reason)),
-        Event::Open(_)
-        | Event::Opened
-        | Event::Refused(_)
-        | Event::Done
-        | Event::Retired
-        | Event::Repeat => return Err(Ended::bug("a dialler's event at an acceptor")),
+        Event::Open(_) | Event::Opened | Event::Refused(_) | Event::Done | Event::Retired | Event::Repeat => {
+            return Err(Ended::bug("a dialler's event at an acceptor"));
+        }
     }
     Ok(())
 }

@@ -382,6 +382,10 @@ impl Work<'_> {
         }
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "rustls may add states; the rest is the handshake's, in `common`"
+    )]
     fn take<D>(&mut self, state: ConnectionState<'_, '_, D>) -> Result<Option<Stand>, ChannelError> {
         match state {
             ConnectionState::ReadTraffic(mut traffic) => {
@@ -409,6 +413,7 @@ impl Work<'_> {
 }
 
 /// The handshake's step: records of the application are left for the channel.
+#[expect(clippy::wildcard_enum_match_arm, reason = "rustls may add states; the rest is the handshake's, in `common`")]
 fn hands<P: Process>(tls: &mut P, inbox: &mut [u8], outbox: &mut Vec<u8>) -> (usize, Result<Stand, ChannelError>) {
     let mut done = 0;
     loop {
@@ -427,6 +432,7 @@ fn hands<P: Process>(tls: &mut P, inbox: &mut [u8], outbox: &mut Vec<u8>) -> (us
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "rustls may add states; one that we do not know ends the channel")]
 fn common<D>(state: ConnectionState<'_, '_, D>, outbox: &mut Vec<u8>) -> Result<Option<Stand>, ChannelError> {
     match state {
         ConnectionState::EncodeTlsData(mut data) => {

@@ -139,9 +139,7 @@ pub(super) fn verify(
     };
     let algorithms = algorithms();
     let end_entity = EndEntityCert::try_from(leaf).map_err(|_| VerifyError::Malformed)?;
-    end_entity
-        .verify_for_usage(algorithms.all, &anchors, intermediates, now, usage, None, None)
-        .map_err(path_error)?;
+    end_entity.verify_for_usage(algorithms.all, &anchors, intermediates, now, usage, None, None).map_err(path_error)?;
     if !intermediates.iter().all(may_issue) {
         return Err(VerifyError::IntermediateKeyUsage);
     }
@@ -154,6 +152,7 @@ pub(super) fn verify(
 fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, VerifyError> {
     let names = certificate.subject_alternative_name().map_err(|_| VerifyError::Malformed)?;
     let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
+    #[expect(clippy::wildcard_enum_match_arm, reason = "names of every other kind are no identity (X509-SVID §2)")]
     let mut uris = names.iter().filter_map(|name| match name {
         GeneralName::URI(uri) => Some(Some(*uri)),
         GeneralName::Invalid(tag, _) if tag.0 == URI_TAG => Some(None),
@@ -171,7 +170,11 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, VerifyError>
 fn pod_uid(certificate: &X509Certificate<'_>) -> Result<Option<PodUid>, VerifyError> {
     let mut found = certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER);
     let (Some(attribute), None) = (found.next(), found.next()) else {
-        return if certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER).count() == 0 { Ok(None) } else { Err(VerifyError::Subject) };
+        return if certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER).count() == 0 {
+            Ok(None)
+        } else {
+            Err(VerifyError::Subject)
+        };
     };
     let text = attribute.as_str().map_err(|_| VerifyError::Subject)?;
     text.parse().map(Some).map_err(|_| VerifyError::Subject)
@@ -194,6 +197,7 @@ pub(super) fn serial(certificate: &X509Certificate<'_>) -> String {
     certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "webpki has fifty reasons; two of them have a remedy of their own")]
 fn path_error(error: webpki::Error) -> VerifyError {
     match error {
         webpki::Error::CertExpired { .. } => VerifyError::Expired,

@@ -39,29 +39,38 @@ fn a_whole_directory_is_read() {
 #[test]
 fn every_mistake_has_its_place() {
     check("revision: 1\n", &["line 1:1: `trust_domain` is missing", "line 1:1: `pods` is missing"]);
-    check(&with("\n  - uid: a/b\n    nmae: web\n"), &[
-        "line 4:5: `name` is missing",
-        "line 4:5: `namespace` is missing",
-        "line 4:5: `service_account` is missing",
-        "line 4:5: `node` is missing",
-        "line 4:5: `addresses` is missing",
-        "line 4:10: `uid`: the pod UID is empty or has a character outside [A-Za-z0-9-] (found `a/b`)",
-        "line 5:5: unknown key `nmae`; did you mean `name`?",
-    ]);
-    check(&with(&POD.replace("10.77.2.10", "127.0.0.1")), &[
-        "line 10:17: an address: must be an address that other pods can reach: not loopback, link-local, multicast or \
+    check(
+        &with("\n  - uid: a/b\n    nmae: web\n"),
+        &[
+            "line 4:5: `name` is missing",
+            "line 4:5: `namespace` is missing",
+            "line 4:5: `service_account` is missing",
+            "line 4:5: `node` is missing",
+            "line 4:5: `addresses` is missing",
+            "line 4:10: `uid`: the pod UID is empty or has a character outside [A-Za-z0-9-] (found `a/b`)",
+            "line 5:5: unknown key `nmae`; did you mean `name`?",
+        ],
+    );
+    check(
+        &with(&POD.replace("10.77.2.10", "127.0.0.1")),
+        &[
+            "line 10:17: an address: must be an address that other pods can reach: not loopback, link-local, multicast or \
          unspecified (found `127.0.0.1`)",
-    ]);
-    check(&with(&POD.replace("namespace: shop", "namespace: ../x")), &[
-        "line 6:16: `namespace`: must be a name of lower-case letters, digits, `-` and `.`, as Kubernetes has them \
-         (found `../x`)",
-    ]);
-    check(&with(&format!("{}{}", POD.trim_end(), POD)), &[
-        "line 13:5: pod 0f2b8a52-2f5f-4b3e-9a54-6a5f6f9f2a10 is listed twice, first at line 4:5",
-    ]);
-    check(&with(POD).replace("services: []", "services: [{}]"), &[
-        "line 13:11: `services` must be empty: this version serves pods by their own addresses only",
-    ]);
+        ],
+    );
+    check(
+        &with(&POD.replace("namespace: shop", "namespace: ../x")),
+        &["line 6:16: `namespace`: must be a name of lower-case letters, digits, `-` and `.`, as Kubernetes has them \
+         (found `../x`)"],
+    );
+    check(
+        &with(&format!("{}{}", POD.trim_end(), POD)),
+        &["line 13:5: pod 0f2b8a52-2f5f-4b3e-9a54-6a5f6f9f2a10 is listed twice, first at line 4:5"],
+    );
+    check(
+        &with(POD).replace("services: []", "services: [{}]"),
+        &["line 13:11: `services` must be empty: this version serves pods by their own addresses only"],
+    );
 }
 
 #[test]
