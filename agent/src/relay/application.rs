@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(3);
 
-/// An application's socket. It lingers zero until [`Self::finish`]: if it is dropped before, or the process dies, the
+/// An application's socket. It lingers zero until both directions have ended in order: if it is dropped before, or the process dies, the
 /// application reads a reset, never the end of a stream that its peer did not end.
 #[derive(Debug)]
 pub struct Application {
