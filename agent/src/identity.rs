@@ -103,3 +103,6 @@ impl Drop for Identity {
         self.task.abort();
     }
 }
+
+#[cfg(test)]
+mod tests;

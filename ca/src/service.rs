@@ -127,16 +127,16 @@ impl Service {
         Ok(Issued { chain: chain.iter().map(|certificate| certificate.to_vec()).collect() })
     }
 
-    /// The calling node, still pinned.
-    fn caller(&self, extensions: &tonic::Extensions) -> Result<String, Status> {
-        let node = extensions.get::<Caller>().and_then(|caller| caller.node.clone());
-        let node = node.ok_or_else(|| Status::unauthenticated("this call needs the certificate that Attest gives"))?;
-        let known = self.storage.change(|state| state.knows(&node));
-        match known {
-            Ok(true) => Ok(node),
-            Ok(false) => Err(Status::permission_denied("this node is not admitted any more")),
-            Err(error) => Err(Status::internal(error.to_string())),
+    fn sign_all(&self, node: &str, items: &[SignItem]) -> Result<SignReply, Status> {
+        let known = self.storage.change(|state| state.knows(node));
+        if !known.map_err(|error| Status::internal(error.to_string()))? {
+            return Err(Status::permission_denied("this node is not admitted any more"));
         }
+        let result = |item: &SignItem| match self.sign(node, item) {
+            Ok(issued) => SignResult { result: Some(Outcome::Issued(issued)) },
+            Err(refused) => SignResult { result: Some(Outcome::Refused(refused)) },
+        };
+        Ok(SignReply { results: items.iter().map(result).collect() })
     }
 }
 
@@ -153,20 +153,14 @@ impl Ca for Arc<Service> {
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignReply>, Status> {
-        let service = Self::clone(self);
-        let node = service.caller(request.extensions())?;
+        let node = request.extensions().get::<Caller>().and_then(|caller| caller.node.clone());
+        let node = node.ok_or_else(|| Status::unauthenticated("this call needs the certificate that Attest gives"))?;
         let items = request.into_inner().items;
         if items.len() > MOST_ITEMS {
             return Err(Status::invalid_argument(format!("a batch has at most {MOST_ITEMS} items")));
         }
-        let results = blocking(move || {
-            let result = |item: &SignItem| match service.as_ref().sign(&node, item) {
-                Ok(issued) => SignResult { result: Some(Outcome::Issued(issued)) },
-                Err(refused) => SignResult { result: Some(Outcome::Refused(refused)) },
-            };
-            items.iter().map(result).collect()
-        });
-        Ok(Response::new(SignReply { results: results.await? }))
+        let service = Self::clone(self);
+        blocking(move || service.as_ref().sign_all(&node, &items)).await?.map(Response::new)
     }
 
     async fn trust(&self, _: Request<TrustRequest>) -> Result<Response<TrustReply>, Status> {

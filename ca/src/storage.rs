@@ -94,17 +94,20 @@ impl Storage {
         work()
     }
 
-    /// Changes the state, as its one writer.
+    /// Changes the state, as its one writer. What did not change is not written.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, CaError> {
         self.exclusively(|| {
-            let mut state = match self.read("state.json")? {
-                Some(bytes) => serde_json::from_slice(&bytes)
+            let before = self.read("state.json")?;
+            let mut state = match &before {
+                Some(bytes) => serde_json::from_slice(bytes)
                     .map_err(|error| CaError::Damaged { path: self.path("state.json"), what: error.to_string() })?,
                 None => State::default(),
             };
             let result = change(&mut state);
             let text = serde_json::to_vec_pretty(&state).map_err(|error| CaError::Crypto(error.to_string()))?;
-            self.write("state.json", &text)?;
+            if before.is_none_or(|before| *before != text) {
+                self.write("state.json", &text)?;
+            }
             Ok(result)
         })
     }

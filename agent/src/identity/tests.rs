@@ -1,0 +1,324 @@
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
+
+use std::path::Path;
+
+use ca::wire::ca_client::CaClient;
+use ca::wire::{AttestRequest, ChallengeRequest, Reason, SignItem, SignRequest, attest_message, sign_result};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::oneshot;
+use tonic::Code;
+use tonic::transport::Channel;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::client::key_request;
+use super::node::Node;
+use super::transport::{AgentCertificate, CaPlace, connect};
+use super::*;
+
+const DIRECTORY: &str = "
+revision: 1
+trust_domain: test.mantle
+pods:
+  - {uid: uid-web, name: web, namespace: shop, service_account: web-sa, node: node-a, addresses: [10.0.0.1]}
+  - {uid: uid-db, name: db, namespace: shop, service_account: db-sa, node: node-b, addresses: [10.0.0.2]}
+";
+
+/// A real CA on loopback, with a state of its own.
+struct TestCa {
+    folder: tempfile::TempDir,
+    config: ca::config::Config,
+    running: Option<(oneshot::Sender<()>, tokio::task::JoinHandle<Result<(), ca::CaError>>)>,
+}
+
+impl TestCa {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("directory.yaml"), DIRECTORY).unwrap();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let text = format!("trust_domain: test.mantle\nlisten: {free}\nstate_dir: ca\ndirectory: directory.yaml\n");
+        let config = ca::config::Config::parse(&text, folder.path()).unwrap();
+        let mut ca = Self { folder, config, running: None };
+        ca.run().await;
+        ca
+    }
+
+    async fn run(&mut self) {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = ca::run(self.config.clone(), async {
+            let _ = stopped.await;
+        });
+        self.running = Some((stop, tokio::spawn(serving)));
+        while tokio::net::TcpStream::connect(self.config.listen).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn stop(&mut self) {
+        let (stop, task) = self.running.take().unwrap();
+        let _ = stop.send(());
+        task.await.unwrap().unwrap();
+    }
+
+    fn token(&self, node: &str) -> String {
+        ca::create_token(&self.config, node, Duration::from_secs(60)).unwrap()
+    }
+
+    fn node(&self, node: &str, state: &str, token: Option<&str>) -> IdentityConfig {
+        let join_token_file = token.map(|token| {
+            let path = self.folder.path().join(format!("{state}.token"));
+            std::fs::write(&path, token).unwrap();
+            path
+        });
+        IdentityConfig {
+            node: node.into(),
+            trust_domain: "test.mantle".parse().unwrap(),
+            state_dir: self.folder.path().join(state),
+            ca_address: self.config.listen,
+            join_token_file,
+            ttl: None,
+        }
+    }
+}
+
+/// One node's side of the wire, by hand.
+struct ByHand {
+    node: Node,
+    place: CaPlace,
+}
+
+impl ByHand {
+    fn new(config: &IdentityConfig) -> Self {
+        let node = Node::open(config).unwrap();
+        let root_key_hash = node.root_key_hash;
+        let (address, trust_domain) = (config.ca_address, config.trust_domain.clone());
+        Self { node, place: CaPlace { address, trust_domain, root_key_hash } }
+    }
+
+    async fn client(&self, certificate: Option<&AgentCertificate>) -> CaClient<Channel> {
+        CaClient::new(connect(&self.place, certificate).await.unwrap())
+    }
+
+    async fn request(&self, token: &str) -> (AttestRequest, Vec<u8>) {
+        let nonce = self.client(None).await.challenge(ChallengeRequest {}).await.unwrap().into_inner().nonce;
+        let fresh = key_request().unwrap();
+        let name = self.node.name.clone();
+        let signature = self.node.sign(&attest_message(&nonce, &name, &fresh.csr)).unwrap();
+        let node_key = self.node.public_key().to_vec();
+        let request =
+            AttestRequest { node: name, join_token: token.into(), node_key, nonce, signature, csr: fresh.csr };
+        (request, fresh.key.to_vec())
+    }
+
+    async fn attest(&self, token: &str) -> Result<AgentCertificate, Code> {
+        let (request, key) = self.request(token).await;
+        let reply = self.client(None).await.attest(request).await.map_err(|status| status.code())?;
+        let chain = reply.into_inner().chain.into_iter().map(CertificateDer::from).collect();
+        Ok(AgentCertificate { chain, key: key.into() })
+    }
+
+    async fn sign(&self, certificate: &AgentCertificate, pod: &str) -> Result<sign_result::Result, Code> {
+        let item = SignItem { pod_uid: pod.into(), csr: key_request().unwrap().csr, ttl: 600 };
+        let mut client = self.client(Some(certificate)).await;
+        let reply = client.sign(SignRequest { items: vec![item] }).await.map_err(|status| status.code())?;
+        Ok(reply.into_inner().results.remove(0).result.unwrap())
+    }
+}
+
+fn refused(result: Result<sign_result::Result, Code>) -> Reason {
+    match result {
+        Ok(sign_result::Result::Refused(refused)) => refused.reason(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn issued(result: Result<sign_result::Result, Code>) -> Vec<CertificateDer<'static>> {
+    match result {
+        Ok(sign_result::Result::Issued(issued)) => issued.chain.into_iter().map(CertificateDer::from).collect(),
+        other => panic!("not issued: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_gets_certificates_for_its_own_pods_only() {
+    let ca = TestCa::start().await;
+    let token = ca.token("node-a");
+    let hand = ByHand::new(&ca.node("node-a", "a", Some(&token)));
+    let agent = hand.attest(&token).await.unwrap();
+    issued(hand.sign(&agent, "uid-web").await);
+    assert_eq!(refused(hand.sign(&agent, "uid-db").await), Reason::NotOnNode);
+    assert_eq!(refused(hand.sign(&agent, "uid-nobody").await), Reason::PodUnknown);
+    assert_eq!(refused(hand.sign(&agent, "../uid").await), Reason::PodUnknown);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leaf_is_what_the_design_says() {
+    let ca = TestCa::start().await;
+    let token = ca.token("node-a");
+    let hand = ByHand::new(&ca.node("node-a", "a", Some(&token)));
+    let agent = hand.attest(&token).await.unwrap();
+    let chain = issued(hand.sign(&agent, "uid-web").await);
+    assert_eq!(chain.len(), 2, "the leaf and the issuing CA, not the root");
+    let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
+    assert_eq!(leaf.subject().to_string(), "serialNumber=uid-web");
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert!(!names.critical, "the subject is not empty (RFC 5280 §4.2.1.6)");
+    assert_eq!(names.value.general_names.len(), 1);
+    assert_eq!(names.value.general_names[0].to_string(), "URI(spiffe://test.mantle/ns/shop/sa/web-sa)");
+    let constraints = leaf.basic_constraints().unwrap().unwrap();
+    assert!(constraints.critical && !constraints.value.ca);
+    let usage = leaf.key_usage().unwrap().unwrap();
+    assert!(usage.critical);
+    assert_eq!(usage.value.flags, 1, "digitalSignature alone");
+    let extended = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(extended.server_auth && extended.client_auth);
+    assert_eq!(leaf.raw_serial().len(), 16);
+    let life = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp();
+    assert_eq!(life, 600 + 120, "what was asked for, backdated by two minutes");
+    let (_, issuer) = X509Certificate::from_der(&chain[1]).unwrap();
+    assert_eq!(issuer.basic_constraints().unwrap().unwrap().value.path_len_constraint, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_certificate_that_attest_gives_may_sign() {
+    let ca = TestCa::start().await;
+    let token = ca.token("node-a");
+    let hand = ByHand::new(&ca.node("node-a", "a", Some(&token)));
+    let agent = hand.attest(&token).await.unwrap();
+    // Nobody.
+    let item = SignItem { pod_uid: "uid-web".into(), csr: key_request().unwrap().csr, ttl: 0 };
+    let request = SignRequest { items: vec![item.clone()] };
+    let nobody = hand.client(None).await.sign(request.clone()).await;
+    assert_eq!(nobody.unwrap_err().code(), Code::Unauthenticated);
+    // A pod, with a certificate of the same root.
+    let fresh = key_request().unwrap();
+    let item = SignItem { csr: fresh.csr, ..item };
+    let reply = hand.client(Some(&agent)).await.sign(SignRequest { items: vec![item] }).await.unwrap();
+    let chain = issued(Ok(reply.into_inner().results.remove(0).result.unwrap()));
+    let pod = AgentCertificate { chain, key: fresh.key };
+    let pod = hand.client(Some(&pod)).await.sign(request).await;
+    assert_eq!(pod.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_good_for_one_key_of_one_node() {
+    let ca = TestCa::start().await;
+    let token = ca.token("node-a");
+    let first = ByHand::new(&ca.node("node-a", "a", Some(&token)));
+    let thief = ByHand::new(&ca.node("node-a", "thief", Some(&token)));
+    assert_eq!(thief.attest("").await.err(), Some(Code::PermissionDenied), "no token, no pinned key");
+    first.attest(&token).await.unwrap();
+    first.attest(&token).await.unwrap();
+    assert_eq!(thief.attest(&token).await.err(), Some(Code::PermissionDenied));
+    let forged = ca.token("node-b");
+    assert_eq!(thief.attest(&forged).await.err(), Some(Code::PermissionDenied), "another node's token");
+    first.attest("").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attestation_cannot_be_said_again_or_bent() {
+    let ca = TestCa::start().await;
+    let token = ca.token("node-a");
+    let hand = ByHand::new(&ca.node("node-a", "a", Some(&token)));
+    let mut client = hand.client(None).await;
+    let (request, _) = hand.request(&token).await;
+    client.attest(request.clone()).await.unwrap();
+    assert_eq!(client.attest(request).await.unwrap_err().code(), Code::Unauthenticated, "the nonce is spent");
+    let (mut request, _) = hand.request(&token).await;
+    request.csr = key_request().unwrap().csr;
+    assert_eq!(client.attest(request).await.unwrap_err().code(), Code::Unauthenticated, "another request");
+    let (mut request, _) = hand.request(&token).await;
+    request.node = "node-b".into();
+    assert_eq!(client.attest(request).await.unwrap_err().code(), Code::Unauthenticated, "another node");
+    let (mut request, _) = hand.request(&token).await;
+    request.nonce = vec![0; 32];
+    assert_eq!(client.attest(request).await.unwrap_err().code(), Code::Unauthenticated, "a nonce of its own");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_root_is_not_our_ca() {
+    let (ours, other) = (TestCa::start().await, TestCa::start().await);
+    let mut config = ours.node("node-a", "a", Some(&ours.token("node-a")));
+    config.ca_address = other.config.listen;
+    let node = Node::open(&config).unwrap();
+    let place = CaPlace {
+        address: config.ca_address,
+        trust_domain: config.trust_domain.clone(),
+        root_key_hash: node.root_key_hash,
+    };
+    let error = connect(&place, None).await.err().unwrap();
+    assert!(error.contains("UnknownIssuer"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_renewed_and_survive_both_restarts() {
+    let mut ca = TestCa::start().await;
+    let token = ca.token("node-a");
+    let mut config = ca.node("node-a", "a", Some(&token));
+    config.ttl = Some(Duration::from_secs(4));
+    let web: PodUid = "uid-web".parse().unwrap();
+    let (db, nobody): (PodUid, PodUid) = ("uid-db".parse().unwrap(), "uid-gone".parse().unwrap());
+    let id = |name: &str| format!("spiffe://test.mantle/ns/shop/sa/{name}").parse::<SpiffeId>().unwrap();
+    let pods = vec![(web.clone(), id("web-sa")), (db.clone(), id("db-sa")), (nobody.clone(), id("x"))];
+    let (wanted, wanted_pods) = watch::channel(pods);
+    let identity = start(&config, wanted_pods.clone()).unwrap();
+    let mut certificates = identity.certificates();
+    let first = certificates.wait_for(|all| all.get(&web).is_some()).await.unwrap().get(&web).unwrap().clone();
+    assert_eq!(first.identity(), &id("web-sa"));
+    let refusals = certificates.borrow().clone();
+    assert!(refusals.refusal(&db).unwrap().contains("node-b"), "{refusals:?}");
+    assert!(refusals.refusal(&nobody).unwrap().contains("no such pod"));
+
+    // Renewed, with another key and serial number.
+    let newer = |all: &Arc<Certificates>| all.get(&web).is_some_and(|c| c.generation() > first.generation());
+    let second = certificates.wait_for(newer).await.unwrap().get(&web).unwrap().clone();
+    assert_ne!(first.serial(), second.serial());
+
+    // A pod that is gone has nothing any more.
+    wanted.send(vec![]).unwrap();
+    certificates.wait_for(|all| all.get(&web).is_none()).await.unwrap();
+
+    // The agent comes back without a token, to a CA that was restarted as well.
+    drop(identity);
+    ca.stop().await;
+    ca.run().await;
+    wanted.send(vec![(web.clone(), id("web-sa"))]).unwrap();
+    config.join_token_file = None;
+    let identity = start(&config, wanted_pods).unwrap();
+    let mut certificates = identity.certificates();
+    certificates.wait_for(|all| all.get(&web).is_some()).await.unwrap();
+
+    // Without a CA the certificate is kept as long as it lives, and no longer.
+    ca.stop().await;
+    certificates.wait_for(|all| all.get(&web).is_none()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_has_not_joined_is_told_how() {
+    let ca = TestCa::start().await;
+    let error = Node::open(&ca.node("node-a", "a", None)).err().unwrap().to_string();
+    assert!(error.contains("mantle ca token --node node-a"), "{error}");
+    let error = Node::open(&ca.node("node-a", "a", Some(&ca.token("node-b")))).err().unwrap().to_string();
+    assert!(error.contains("is for node node-b"), "{error}");
+}
+
+#[test]
+fn keys_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!("mantle1.node-a.{}.{}", "ab".repeat(32), "cd".repeat(32));
+    std::fs::write(folder.path().join("token"), text).unwrap();
+    let config = IdentityConfig {
+        node: "node-a".into(),
+        trust_domain: "test.mantle".parse().unwrap(),
+        state_dir: folder.path().join("state"),
+        ca_address: "127.0.0.1:1".parse().unwrap(),
+        join_token_file: Some(folder.path().join("token")),
+        ttl: None,
+    };
+    let first = Node::open(&config).unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&config.state_dir), 0o700);
+    assert_eq!(mode(&config.state_dir.join("node.key")), 0o600);
+    let again = Node::open(&config).unwrap();
+    assert_eq!(first.public_key(), again.public_key());
+}
