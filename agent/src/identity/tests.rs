@@ -23,11 +23,13 @@ pods:
   - {uid: uid-db, name: db, namespace: shop, service_account: db-sa, node: node-b, addresses: [10.0.0.2]}
 ";
 
+type Running = (oneshot::Sender<()>, tokio::task::JoinHandle<Result<(), ca::CaError>>);
+
 /// A real CA on loopback, with a state of its own.
 struct TestCa {
     folder: tempfile::TempDir,
     config: ca::config::Config,
-    running: Option<(oneshot::Sender<()>, tokio::task::JoinHandle<Result<(), ca::CaError>>)>,
+    running: Option<Running>,
 }
 
 impl TestCa {
