@@ -1,0 +1,201 @@
+//! The real agent of a node.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::ca;
+use crate::directory::Reader;
+use crate::failure::Must as _;
+use crate::process::Process;
+use crate::records::Records;
+use crate::status::Status;
+use crate::wait;
+use crate::world::{Node, Side, World};
+
+/// Where the built `mantle` is: `MANTLE_BIN`, or beside the running test.
+///
+/// # Panics
+/// If it is not there.
+pub fn mantle() -> PathBuf {
+    if let Some(told) = env::var_os("MANTLE_BIN") {
+        return PathBuf::from(told);
+    }
+    let own = env::current_exe().must("cannot tell which program this is");
+    let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join("mantle"));
+    let found = beside.into_iter().find(|path| path.is_file());
+    found.must("the tests run the real `mantle`: build it with `cargo build -p agent`, or set MANTLE_BIN")
+}
+
+/// What tests set of an agent's configuration.
+#[derive(Clone, Debug)]
+pub struct AgentSettings {
+    /// Connections for each tunnel; 0 = no limit.
+    pub max_uses: u32,
+    /// How long an idle tunnel is kept.
+    pub idle: &'static str,
+    /// The lifetime that the agent asks the CA for.
+    pub ttl: Option<&'static str>,
+    /// How long connections have after SIGTERM.
+    pub drain: &'static str,
+    /// Lines that are added as they are.
+    pub more: String,
+}
+
+/// A node's agent: its files, its kernel state, and, while it runs, its process.
+#[derive(Debug)]
+pub struct Agent {
+    /// The node that it serves.
+    pub node: Node,
+    /// Its name for pins and locks.
+    pub instance: String,
+    /// What it says of connections.
+    pub records: Records,
+    folder: PathBuf,
+    process: Option<Process>,
+}
+
+impl Default for AgentSettings {
+    fn default() -> Self {
+        Self { max_uses: 0, idle: "15s", ttl: None, drain: "2s", more: String::new() }
+    }
+}
+
+impl Agent {
+    /// Configures the agent of a node.
+    pub(crate) fn new(world: &World, side: Side, settings: &AgentSettings) -> Self {
+        let (folder, node) = (world.folder().to_owned(), world.node(side).clone());
+        let instance = format!("{}-{}", world.name(), side.letter());
+        let records = Records::at(folder.join(format!("records-{}.jsonl", side.letter())));
+        let agent = Self { node, instance, records, folder, process: None };
+        agent.configure(world, settings);
+        agent
+    }
+
+    /// Writes the configuration anew; the next start reads it.
+    pub fn configure(&self, world: &World, settings: &AgentSettings) {
+        let (folder, letter) = (self.folder.display(), self.node.side.letter());
+        let AgentSettings { max_uses, idle, drain, more, .. } = settings;
+        let ttl = settings.ttl.map(|ttl| format!("  ttl: {ttl}\n")).unwrap_or_default();
+        let text = format!(
+            "instance: {}\nnode: {}\ntrust_domain: {}\ndirectory: {}\nstatus: {}\n\
+             records: {folder}/records-{letter}.jsonl\nstate_dir: {folder}/state-{letter}\nrun_dir: {folder}/run\n\
+             ca:\n  address: {}\n  join_token_file: {}\n{ttl}tunnel:\n  max_uses: {max_uses}\n  idle: {idle}\n\
+             drain: {drain}\n{more}",
+            self.instance,
+            self.node.name,
+            crate::TRUST_DOMAIN,
+            Reader::Agent(self.node.side).path(&self.folder).display(),
+            self.status_path().display(),
+            ca::address(world.node(Side::A)),
+            self.token_path().display(),
+        );
+        fs::write(self.config_path(), text).must(self.config_path().display());
+    }
+
+    /// Gives it a join token.
+    pub(crate) fn give_token(&self, token: &str) {
+        fs::write(self.token_path(), token).must(self.token_path().display());
+    }
+
+    /// Starts it and returns when it has said how it is.
+    pub fn start(&mut self, world: &World) {
+        self.start_only(world);
+        wait::until("the agent says how it is", || self.status());
+    }
+
+    /// Starts it, and does not wait for anything.
+    pub fn start_only(&mut self, world: &World) {
+        // What the last process said must not be taken for this one's word.
+        let _ = fs::remove_file(self.status_path());
+        let name = format!("agent-{}", self.node.side.letter());
+        let mut command = self.command(&[]);
+        command.env("MANTLE_LOG", env::var("MANTLE_LOG").unwrap_or_else(|_| "info,agent=debug".to_owned()));
+        self.process = Some(world.start(&name, &mut command));
+    }
+
+    /// Ends it by SIGKILL.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        self.process.take().must("the agent does not run").kill();
+    }
+
+    /// Asks it to end, by SIGTERM, and waits for that.
+    #[track_caller]
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.ended()
+    }
+
+    /// Sends it a signal.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        self.process.as_ref().must("the agent does not run").signal(signal);
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn ended(&mut self) -> ExitStatus {
+        self.process.take().must("the agent does not run").end_within(Duration::from_secs(60))
+    }
+
+    /// Whether its process is there.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// Whether it was started and not ended by its owner.
+    pub(crate) fn has_process(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// What it last said of itself, if it has.
+    ///
+    /// # Panics
+    /// If it has ended by itself.
+    #[track_caller]
+    pub fn status(&mut self) -> Option<Status> {
+        if let Some(process) = &mut self.process {
+            assert!(process.is_running(), "{} has ended:\n{}", self.instance, process.said());
+        }
+        Status::read(&self.status_path())
+    }
+
+    /// Runs `mantle agent` with other words for the same configuration, to its end.
+    pub fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().must("cannot run mantle")
+    }
+
+    /// `mantle agent <words> --config <its configuration>`, on its node.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.node.namespace.command(mantle());
+        command.arg("agent").args(words).arg("--config").arg(self.config_path());
+        command
+    }
+
+    /// Where its kernel state is pinned.
+    pub fn pins(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf/mantle").join(&self.instance)
+    }
+
+    /// Its configuration file.
+    pub fn config_path(&self) -> PathBuf {
+        self.file("agent", "yaml")
+    }
+
+    fn status_path(&self) -> PathBuf {
+        self.file("status", "json")
+    }
+
+    fn token_path(&self) -> PathBuf {
+        self.file("token", "txt")
+    }
+
+    fn file(&self, name: &str, kind: &str) -> PathBuf {
+        self.folder.join(format!("{name}-{}.{kind}", self.node.side.letter()))
+    }
+}

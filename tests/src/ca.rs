@@ -1,0 +1,82 @@
+//! The real CA, on node a.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::agent::mantle;
+use crate::directory::Reader;
+use crate::failure::Must as _;
+use crate::process::Process;
+use crate::wait;
+use crate::world::{Node, Side, World};
+
+/// The port where the CA answers.
+const PORT: u16 = 15012;
+
+/// A CA and its state, which outlives its process.
+#[derive(Debug)]
+pub struct Ca {
+    node: Node,
+    config: PathBuf,
+    state: PathBuf,
+    process: Option<Process>,
+}
+
+impl Ca {
+    /// Configures a CA whose certificates live as long as `leaf_ttl`.
+    pub(crate) fn new(world: &World, leaf_ttl: &str) -> Self {
+        let (folder, node) = (world.folder(), world.node(Side::A).clone());
+        let (config, state) = (folder.join("ca.yaml"), folder.join("ca-state"));
+        let text = format!(
+            "trust_domain: {}\nlisten: {}\nstate_dir: {}\ndirectory: {}\nleaf_ttl: {leaf_ttl}\n",
+            crate::TRUST_DOMAIN,
+            address(&node),
+            state.display(),
+            Reader::Ca.path(folder).display()
+        );
+        fs::write(&config, text).must(config.display());
+        Self { node, config, state, process: None }
+    }
+
+    /// Starts it.
+    pub fn start(&mut self, world: &World) {
+        let mut command = self.command(&[]);
+        command.arg("--config").arg(&self.config);
+        self.process = Some(world.start("ca", &mut command));
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Where it keeps its keys.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// A join token for a node.
+    pub fn token(&mut self, node: &str) -> String {
+        wait::until("the CA gives a join token", || {
+            if let Some(process) = &mut self.process {
+                assert!(process.is_running(), "the CA has ended:\n{}", process.said());
+            }
+            let output = self.command(&["token"]).arg("--config").arg(&self.config).args(["--node", node]).output();
+            let output = output.must("cannot run mantle");
+            // Until the CA has made its state there is nothing to make a token from.
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.node.namespace.command(mantle());
+        command.arg("ca").args(words);
+        command
+    }
+}
+
+/// Where the agents find the CA of a world.
+pub(crate) fn address(node: &Node) -> String {
+    format!("{}:{PORT}", node.address)
+}

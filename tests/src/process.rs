@@ -1,0 +1,87 @@
+//! A process that ends with its owner.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+use crate::failure::Must as _;
+use crate::wait;
+
+/// A running process, whose output goes to a file.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; what it says is appended to `log`.
+    pub(crate) fn start(name: &str, command: &mut Command, log: &Path) -> Self {
+        let open = || File::options().create(true).append(true).open(log).must(log.display());
+        command.stdin(Stdio::null()).stdout(open()).stderr(open());
+        let child = command.spawn().must(format!("cannot start {name}"));
+        Self { name: name.to_owned(), child, log: log.to_owned() }
+    }
+
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.status().is_none()
+    }
+
+    /// How it ended, if it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().must(format!("cannot wait for {}", self.name))
+    }
+
+    /// Sends a signal and does not wait.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        signal::kill(self.pid(), signal).must(format!("cannot signal {}", self.name));
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it has not come after `limit`.
+    #[track_caller]
+    pub fn end_within(&mut self, limit: Duration) -> ExitStatus {
+        let ended = wait::within(limit, || self.status());
+        ended.must(format!("{} has not ended within {limit:?}; it said:\n{}", self.name, self.said()))
+    }
+
+    /// SIGKILL, and the end of it.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// Everything that it, and what ran under this name before it, has said.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn end(&mut self) {
+        // It may have ended by itself, and then there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).must("a process id is an i32"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,55 @@
+//! What an agent says of itself.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::world::Pod;
+
+/// One `status.json`.
+#[derive(Clone, Debug)]
+pub struct Status(Value);
+
+impl Status {
+    /// The agent's last word, if it has said one.
+    ///
+    /// # Panics
+    /// If the file is no JSON: it is written whole or not at all.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        match serde_json::from_str(&text) {
+            Ok(value) => Some(Self(value)),
+            Err(error) => panic!("{} is no JSON ({error}): {text}", path.display()),
+        }
+    }
+
+    /// The directory revision in force, the kernel's part included.
+    pub fn revision(&self) -> u64 {
+        self.0["revision"].as_u64().unwrap_or_default()
+    }
+
+    /// What is wrong with the directory or the kernel.
+    pub fn problem(&self) -> Option<&str> {
+        self.0["problem"].as_str()
+    }
+
+    /// How far the agent is with a pod: `attached`, `certified`, `serving`, `refused`. None if it is not its own.
+    pub fn state(&self, pod: &Pod) -> Option<&str> {
+        self.state_of(&pod.uid)
+    }
+
+    /// The same by UID.
+    pub(crate) fn state_of(&self, uid: &str) -> Option<&str> {
+        self.of(uid)?["state"].as_str()
+    }
+
+    /// Why the pod is no further.
+    pub fn reason(&self, pod: &Pod) -> Option<&str> {
+        self.of(&pod.uid)?["reason"].as_str()
+    }
+
+    fn of(&self, uid: &str) -> Option<&Value> {
+        self.0["pods"].as_array()?.iter().find(|found| found["uid"] == uid)
+    }
+}

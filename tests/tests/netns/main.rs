@@ -1,0 +1,22 @@
+//! What Mantle promises, shown with the real kernel, real sockets and the real command: one file for each promise.
+//!
+//! Every test has a world of its own. Nothing is timed; a wait ends when what it waits for is there.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
+
+mod capture;
+mod clean_up;
+mod drain;
+mod enrolment;
+mod fails_closed;
+mod half_close;
+mod identity;
+mod killed;
+mod load;
+mod non_mesh;
+mod peer_addresses;
+mod reset;
+mod restart;
+mod reuse;
+mod start;
+mod strict;
+mod wire;

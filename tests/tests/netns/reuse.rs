@@ -1,0 +1,55 @@
+//! A tunnel is used again, by the same two pods only, and nothing of one connection reaches the next.
+
+use agent_tests::traffic::{self, Pattern, Server};
+use agent_tests::{AgentSettings, Capture, Mesh, Settings, Side, TUNNEL_PORT};
+
+#[test]
+fn connections_one_after_the_other_share_a_tunnel() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    let mut wire = Capture::on(&client.namespace, "eth0");
+    for seed in 0..20 {
+        let mut stream = traffic::connect(&client, web.at(80)).unwrap();
+        let own = stream.local_addr().unwrap();
+        Pattern::new(seed).send(&mut stream, 1000).unwrap();
+        Pattern::new(seed).expect(&mut stream, 1000).unwrap();
+        drop(stream);
+        // The record is written when the tunnel is back in the pool.
+        for agent in &mesh.agents {
+            assert_eq!(agent.records.of_client(own).number("/tunnel/use"), seed + 1);
+        }
+    }
+    assert_eq!(wire.connections_to(TUNNEL_PORT), 1);
+}
+
+#[test]
+fn another_pod_does_not_get_a_neighbours_tunnel() {
+    let mut mesh = Mesh::start();
+    let (client, other) = (mesh.pod("client", Side::A), mesh.pod("other", Side::A));
+    let web = mesh.strict_pod("web", Side::B);
+    let _echo = Server::echo(&web, 80);
+    for pod in [&client, &other] {
+        let stream = traffic::connect(pod, web.at(80)).unwrap();
+        let own = stream.local_addr().unwrap();
+        drop(stream);
+        let record = mesh.agents[1].records.of_client(own);
+        record.names("source", pod);
+        assert_eq!(record.number("/tunnel/use"), 1);
+    }
+}
+
+#[test]
+fn one_use_is_one_use() {
+    let agent = AgentSettings { max_uses: 1, ..AgentSettings::default() };
+    let mut mesh = Mesh::start_with(&Settings { agent, ..Settings::default() });
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    let mut wire = Capture::on(&client.namespace, "eth0");
+    for _ in 0..5 {
+        assert_eq!(traffic::ask(&client, web.at(80), b"once").unwrap(), b"once");
+    }
+    let records = mesh.agents[0].records.wait(5, |record| record.close() == "finished");
+    assert!(records.iter().all(|record| record.number("/tunnel/use") == 1));
+    assert_eq!(wire.connections_to(TUNNEL_PORT), 5);
+}

@@ -1,0 +1,71 @@
+//! No plaintext enters a strict pod.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use agent_tests::traffic::{self, Server};
+use agent_tests::{Mesh, Mode, Pod, Side};
+
+fn dial(pod: &Pod, destination: SocketAddr) -> Result<(), ErrorKind> {
+    let connected = pod.namespace.within(|| TcpStream::connect_timeout(&destination, Duration::from_secs(20)));
+    connected.map(drop).map_err(|error| error.kind())
+}
+
+#[test]
+fn a_strangers_plaintext_is_refused_on_every_address_and_inside_the_pod_all_is_as_ever() {
+    let mut mesh = Mesh::start();
+    let web = mesh.pod("web", Side::B);
+    let (far, near) = (mesh.world.pod("far", Side::A), mesh.world.pod("near", Side::B));
+    let echo = Server::start(&web, "[::]:80".parse().unwrap(), |stream, _| traffic::echo(stream));
+    let v6 = SocketAddr::from((web.address6, 80));
+    for stranger in [&far, &near] {
+        assert_eq!(dial(stranger, web.at(80)), Ok(()), "the control: permissive lets plaintext pass");
+        assert_eq!(dial(stranger, v6), Ok(()), "the control, over IPv6");
+    }
+    let before = echo.accepted();
+    mesh.change(|directory| directory.entry(&web).mode = Mode::Strict);
+    for stranger in [&far, &near] {
+        assert_eq!(dial(stranger, web.at(80)), Err(ErrorKind::ConnectionRefused));
+        assert_eq!(dial(stranger, v6), Err(ErrorKind::ConnectionRefused));
+    }
+    assert_eq!(echo.accepted(), before, "none of it reached the application");
+    let inside = [web.at(80), v6, "127.0.0.1:80".parse().unwrap(), "[::1]:80".parse().unwrap()];
+    for address in inside {
+        assert_eq!(traffic::ask(&web, address, b"mine").unwrap(), b"mine", "{address}");
+    }
+}
+
+#[test]
+fn an_enrolled_pod_is_served_where_a_stranger_is_not() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    assert_eq!(traffic::ask(&client, web.at(80), b"hello").unwrap(), b"hello");
+    // The tunnel's port speaks TLS with our certificates, or not at all.
+    let stranger = mesh.world.pod("stranger", Side::A);
+    let mut stream = traffic::connect(&stranger, web.at(15008)).unwrap();
+    std::io::Write::write_all(&mut stream, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let ended = std::io::Read::read_to_end(&mut stream, &mut answer);
+    assert!(ended.is_err() || answer.first() == Some(&21), "at most a TLS alert: {ended:?} {answer:?}");
+}
+
+#[test]
+fn native_ipv6_to_the_mesh_is_refused_not_sent_in_the_clear() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.pod("web", Side::B));
+    let echo = Server::start(&web, "[::]:80".parse().unwrap(), |stream, _| traffic::echo(stream));
+    let v6 = SocketAddr::from((web.address6, 80));
+    assert_eq!(
+        dial(&client, v6),
+        Ok(()),
+        "the control: an address that the directory does not list is no mesh address"
+    );
+    let address6 = web.address6;
+    mesh.change(|directory| directory.entry(&web).addresses.push(address6.into()));
+    mesh.until_serving();
+    let before = echo.accepted();
+    assert_eq!(dial(&client, v6), Err(ErrorKind::ConnectionRefused));
+    assert_eq!(echo.accepted(), before);
+}
