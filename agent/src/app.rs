@@ -159,8 +159,7 @@ async fn agent(config: Config) -> Result<(), AppError> {
     enrolment.close().await;
     drop((plane, identity, source));
     if trigger.drain(config.drain).await == Drained::Deadline {
-        warn!("connections were still open at the drain's deadline: they are reset");
-        return Ok(());
+        warn!("connections were still open at the drain's deadline: they were reset");
     }
     let written = tokio::task::spawn_blocking(move || writer.finish());
     if tokio::time::timeout(LAST_TURN, written).await.is_err() {

@@ -1,21 +1,35 @@
 //! Stopping: a trigger, and handles that hold work in progress. Draining ends when the last handle falls.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+/// How long work has to end once its time is over.
+const LAST_TURN: Duration = Duration::from_secs(2);
 
 /// Starts the drain and waits for its end.
 #[derive(Debug)]
 pub struct Trigger {
-    request: watch::Sender<bool>,
-    finished: mpsc::Receiver<std::convert::Infallible>,
+    stage: watch::Sender<Stage>,
+    finished: mpsc::Receiver<Infallible>,
 }
 
 /// Tells whether to stop. Work that must end before the process does holds a clone.
 #[derive(Clone, Debug)]
 pub struct Drain {
-    requested: watch::Receiver<bool>,
-    _work: mpsc::Sender<std::convert::Infallible>,
+    stage: watch::Receiver<Stage>,
+    _work: mpsc::Sender<Infallible>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Running,
+    /// New work is refused; what is under way may end.
+    Requested,
+    /// What is under way must end.
+    Over,
 }
 
 /// How a drain ended.
@@ -23,40 +37,53 @@ pub struct Drain {
 pub enum Drained {
     /// All work was done.
     Finished,
-    /// The deadline came first.
+    /// The deadline came first, and ended what was left.
     Deadline,
 }
 
 /// A trigger and the first handle.
 pub fn channel() -> (Trigger, Drain) {
-    let (request, requested) = watch::channel(false);
+    let (stage, watched) = watch::channel(Stage::Running);
     let (work, finished) = mpsc::channel(1);
-    (Trigger { request, finished }, Drain { requested, _work: work })
+    (Trigger { stage, finished }, Drain { stage: watched, _work: work })
 }
 
 impl Trigger {
-    /// Asks all work to end, and waits until every [`Drain`] handle is gone or the deadline has come.
+    /// Asks all work to end, and waits until every [`Drain`] handle is gone. At the deadline it tells what is left to end
+    /// now, and waits a little longer.
     pub async fn drain(mut self, deadline: Duration) -> Drained {
-        self.request.send_replace(true);
+        self.stage.send_replace(Stage::Requested);
         // No value is ever sent: the channel closes when its last sender falls.
-        match tokio::time::timeout(deadline, self.finished.recv()).await {
-            Ok(_) => Drained::Finished,
-            Err(_) => Drained::Deadline,
+        if timeout(deadline, self.finished.recv()).await.is_ok() {
+            return Drained::Finished;
         }
+        self.stage.send_replace(Stage::Over);
+        // Whatever has not ended now ends with the process.
+        let _ = timeout(LAST_TURN, self.finished.recv()).await;
+        Drained::Deadline
     }
 }
 
 impl Drain {
     /// Resolves once stopping has been asked for, or its trigger is gone.
     pub async fn requested(&self) {
-        let mut requested = self.requested.clone();
-        // An error says that the trigger is gone, which is a request to stop as well.
-        let _ = requested.wait_for(|&requested| requested).await;
+        self.reached(Stage::Requested).await;
+    }
+
+    /// Resolves once the deadline has come, or the trigger is gone.
+    pub async fn over(&self) {
+        self.reached(Stage::Over).await;
     }
 
     /// Whether stopping has been asked for.
     pub fn is_requested(&self) -> bool {
-        *self.requested.borrow()
+        *self.stage.borrow() >= Stage::Requested
+    }
+
+    async fn reached(&self, stage: Stage) {
+        let mut watched = self.stage.clone();
+        // An error says that the trigger is gone, which is a request to stop as well.
+        let _ = watched.wait_for(|&now| now >= stage).await;
     }
 }
 
@@ -74,9 +101,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_drain_does_not_wait_past_its_deadline() {
+    async fn the_deadline_ends_what_is_left_and_then_nothing_is_waited_for() {
         let (trigger, drain) = channel();
+        let stubborn = drain.clone();
+        let worker = tokio::spawn(async move { drain.over().await });
         assert_eq!(trigger.drain(Duration::from_secs(1)).await, Drained::Deadline);
-        assert!(drain.is_requested());
+        assert!(worker.await.is_ok());
+        assert!(stubborn.is_requested());
     }
 }

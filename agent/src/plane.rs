@@ -93,10 +93,12 @@ impl Plane {
             let changed = tokio::select! {
                 changed = directory.changed() => changed,
                 changed = certificates.changed() => changed,
+                () = self.drain.over() => return Stop::Drained,
             };
             if changed.is_err() {
                 // The writers end with the agent, which draining connections outlive.
-                std::future::pending::<()>().await;
+                self.drain.over().await;
+                return Stop::Drained;
             }
         }
     }

@@ -186,7 +186,8 @@ impl<'a, M: Machine> Pump<'a, M> {
 
     /// Takes one record. With `all`, as many as have arrived, however slowly the application reads.
     fn read_tunnel(&mut self, all: bool) -> Result<bool, Ended> {
-        if self.tunnel_over {
+        // Once this connection is over in order, what arrives is the next one's.
+        if self.tunnel_over || self.tunnel.machine.is_settled() {
             return Ok(false);
         }
         if self.application.backlog() > 0 && !all {

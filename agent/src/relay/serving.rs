@@ -68,6 +68,7 @@ impl Tunnel<Acceptor> {
                     self.send_frames().ok()?;
                     until.as_mut().reset(Instant::now() + RETIRED);
                 }
+                () = drain.over() => return None,
                 () = &mut until => {
                     // The dialler may not have read our last frames yet, and a reset would take them from it.
                     self.channel.end_in_order();
