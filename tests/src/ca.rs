@@ -1,6 +1,7 @@
 //! The real CA, on node a.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -49,6 +50,11 @@ impl Ca {
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        address(&self.node).parse().must("an address and a port")
     }
 
     /// Where it keeps its keys.
