@@ -112,6 +112,8 @@ impl InboundListener {
     pub async fn accept(&self) -> Result<(TcpStream, PeerAddr), CaptureError> {
         let (socket, peer) = self.listener.accept().await?;
         set_linger_zero(&socket)?;
+        // Small records (OPENED, FIN, DONE) follow each other; none may wait for the other's acknowledgement.
+        socket.set_nodelay(true)?;
         let local = socket.local_addr()?;
         let steered = local.port() == TUNNEL_PORT && self.pod.addresses().contains(&local.ip().to_canonical());
         if !steered {
