@@ -140,7 +140,10 @@ impl Ended {
             Self::Application(_) => (ours, Blame::Application),
             Self::Refused(reason) => refused(*reason),
             Self::ResetByPeer(reason) => reset(*reason, theirs),
-            Self::Repeat | Self::TunnelLost | Self::Channel(_) => (Close::TunnelLost, Blame::Network),
+            // In TLS 1.3 the peer judges our certificate after we are done with the handshake.
+            Self::Channel(error) if error.is_refusal() => (Close::HandshakeFailed, Blame::Peer),
+            Self::Channel(error) => (Close::TunnelLost, error.blame()),
+            Self::Repeat | Self::TunnelLost => (Close::TunnelLost, Blame::Network),
             Self::Violation(_) => (Close::ProtocolViolation, Blame::Peer),
             Self::NoAnswer => (Close::TimedOut, Blame::Peer),
             Self::Stopped(Stop::Revoked) => (Close::Revoked, Blame::Operator),

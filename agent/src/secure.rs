@@ -6,8 +6,12 @@
 mod channel;
 mod credentials;
 mod handshake;
+mod provider;
+mod session;
 mod trust;
+mod verifier;
 mod verify;
+mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,10 @@ use agent_core::identity::{PodUid, SpiffeId};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use thiserror::Error;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::trust::Trust;
-use super::verify::{Role, VerifyError, serial, verify};
+use super::verify::{Role, VerifyError, verify};
 
 /// Why a certificate that the CA gave us is not used.
 #[derive(Debug, Error)]
@@ -64,17 +63,12 @@ impl Credentials {
         let ours = verify(leaf, intermediates, Role::Client, trust, now)?;
         verify(leaf, intermediates, Role::Server, trust, now)?;
         let (identity, uid) = wanted;
-        if ours.identity() != identity || ours.uid() != Some(uid) {
+        if ours.identity != *identity || ours.uid.as_ref() != Some(uid) {
             return Err(CredentialsError::Other {
-                found: format!("{} ({})", ours.identity(), ours.uid().map_or("no pod", PodUid::as_str)),
+                found: format!("{} ({})", ours.identity, ours.uid.as_ref().map_or("no pod", PodUid::as_str)),
                 wanted: format!("{identity} ({uid})"),
             });
         }
-        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| VerifyError::Malformed)?;
-        let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
-        let (not_before, not_after) =
-            (seconds(parsed.validity().not_before.timestamp()), seconds(parsed.validity().not_after.timestamp()));
-        let serial = serial(&parsed);
         // aws-lc wipes its own copy of the key; the caller's wipes itself.
         let signing = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(key.as_slice()).into());
         let certified = CertifiedKey::new(chain, signing.map_err(|_| CredentialsError::Key)?);
@@ -83,9 +77,9 @@ impl Credentials {
             key: Arc::new(SingleCertAndKey::from(certified)),
             identity: identity.clone(),
             uid: uid.clone(),
-            serial,
-            not_before,
-            not_after,
+            serial: ours.serial,
+            not_before: ours.not_before,
+            not_after: ours.not_after,
             generation,
         })
     }

@@ -1,27 +1,29 @@
 //! The two handshakes. What they return is a [`Channel`] to a peer that is verified, or a typed no.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::outcome::Blame;
-use agent_core::policy::VerifiedPeer;
 use agent_core::tunnel::ALPN;
 use rustls::client::{Resumption, UnbufferedClientConnection};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{IpAddr, Ipv4Addr, ServerName};
 use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection};
 use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, ServerConfig};
+use rustls::{ClientConfig, ServerConfig};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::channel::{Channel, ChannelError, Session, Wire};
+use super::channel::{Channel, ChannelError};
 use super::credentials::Credentials;
+use super::provider::provider;
+use super::session::Session;
 use super::trust::Trust;
-use super::verify::{Expected, Verifier, VerifyError};
+use super::verifier::{Expected, Verifier};
+use super::verify::VerifyError;
+use super::wire::Wire;
 
 /// How long a handshake may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -73,14 +75,12 @@ pub async fn connect(
     identity: &SpiffeId,
     uid: &PodUid,
 ) -> Result<Channel, HandshakeError> {
-    let found = Arc::default();
-    let expected = Expected { identity: identity.clone(), uid: uid.clone() };
-    let verifier = Verifier { trust: Arc::clone(trust), expected: Some(expected), found: Arc::clone(&found) };
-    let config = client_config(credentials, verifier).map_err(ours)?;
+    let verifier = Verifier::new(trust, Some(Expected { identity: identity.clone(), uid: uid.clone() }));
+    let config = client_config(credentials, Arc::clone(&verifier)).map_err(ours)?;
     // No name is sent or checked; rustls wants one.
     let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0; 4])));
     let tls = UnbufferedClientConnection::new(Arc::new(config), nobody).map_err(ours)?;
-    shake_hands(Wire::new(socket, Session::Client(tls)), &found, credentials).await
+    shake_hands(socket, Session::Client(tls), &verifier, credentials).await
 }
 
 /// Shakes hands as the one that was dialled; the peer must prove to be somebody of a trust domain that we know.
@@ -92,39 +92,36 @@ pub async fn accept(
     credentials: &Credentials,
     trust: &Arc<Trust>,
 ) -> Result<Channel, HandshakeError> {
-    let found = Arc::default();
-    let verifier = Verifier { trust: Arc::clone(trust), expected: None, found: Arc::clone(&found) };
-    let config = server_config(credentials, verifier).map_err(ours)?;
+    let verifier = Verifier::new(trust, None);
+    let config = server_config(credentials, Arc::clone(&verifier)).map_err(ours)?;
     let tls = UnbufferedServerConnection::new(Arc::new(config)).map_err(ours)?;
-    shake_hands(Wire::new(socket, Session::Server(tls)), &found, credentials).await
+    shake_hands(socket, Session::Server(tls), &verifier, credentials).await
 }
 
 async fn shake_hands(
-    mut wire: Wire,
-    found: &OnceLock<VerifiedPeer>,
+    socket: TcpStream,
+    session: Session,
+    verifier: &Verifier,
     credentials: &Credentials,
 ) -> Result<Channel, HandshakeError> {
+    let mut wire = Wire::new(socket, session).map_err(HandshakeError::Network)?;
     match timeout(LIMIT, wire.shake_hands()).await {
         Err(_) => return Err(HandshakeError::TimedOut),
-        Ok(Err(error)) => return Err(failed(error)),
+        Ok(Err(error)) => return Err(failed(error, verifier)),
         Ok(Ok(())) => {}
     }
-    let protocol = match wire.session() {
-        Session::Client(tls) => tls.alpn_protocol(),
-        Session::Server(tls) => tls.alpn_protocol(),
-    };
-    if protocol != Some(ALPN) {
+    if wire.session().protocol() != Some(ALPN) {
         return Err(HandshakeError::Refused(rustls::Error::NoApplicationProtocol));
     }
-    let peer = found.get().cloned().ok_or_else(|| ours("no certificate was verified"))?;
+    let peer = verifier.proven().ok_or_else(|| ours("no certificate was verified"))?;
     Ok(Channel::new(wire, peer, credentials.serial().to_owned()))
 }
 
-fn client_config(credentials: &Credentials, verifier: Verifier) -> Result<ClientConfig, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+fn client_config(credentials: &Credentials, verifier: Arc<Verifier>) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::clone(&credentials.key) as _);
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
@@ -133,10 +130,10 @@ fn client_config(credentials: &Credentials, verifier: Verifier) -> Result<Client
     Ok(config)
 }
 
-fn server_config(credentials: &Credentials, verifier: Verifier) -> Result<ServerConfig, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+fn server_config(credentials: &Credentials, verifier: Arc<Verifier>) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(Arc::new(verifier))
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::clone(&credentials.key) as _);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -146,30 +143,16 @@ fn server_config(credentials: &Credentials, verifier: Verifier) -> Result<Server
     Ok(config)
 }
 
-/// aws-lc-rs, with the hybrid post-quantum group first and the classical ones behind it.
-fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
-}
-
-fn failed(error: ChannelError) -> HandshakeError {
+fn failed(error: ChannelError, verifier: &Verifier) -> HandshakeError {
+    if let Some(reason) = verifier.refusal() {
+        return HandshakeError::Peer(reason);
+    }
     match error {
         ChannelError::Socket(error) => HandshakeError::Network(error),
-        ChannelError::Tls(rustls::Error::AlertReceived(alert)) => {
-            HandshakeError::Refused(rustls::Error::AlertReceived(alert))
-        }
-        ChannelError::Tls(error) => match verify_error(&error) {
-            Some(reason) => HandshakeError::Peer(reason),
-            None => HandshakeError::Tls(error),
-        },
+        ChannelError::Tls(error @ rustls::Error::AlertReceived(_)) => HandshakeError::Refused(error),
+        ChannelError::Tls(error) => HandshakeError::Tls(error),
         other @ (ChannelError::TooLong | ChannelError::State(_)) => HandshakeError::Ours(other.to_string()),
     }
-}
-
-/// Our verifier's own words, which rustls carries for us.
-fn verify_error(error: &rustls::Error) -> Option<VerifyError> {
-    let rustls::Error::InvalidCertificate(CertificateError::Other(other)) = error else { return None };
-    other.0.downcast_ref::<VerifyError>().cloned()
 }
 
 fn ours(error: impl ToString) -> HandshakeError {

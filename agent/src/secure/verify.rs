@@ -2,25 +2,25 @@
 //!
 //! webpki checks the path; the rest is here, because webpki ignores key usage and cannot count URI names.
 
-use std::sync::{Arc, OnceLock};
+use std::cell::Cell;
 
 use agent_core::identity::{IdentityError, PodUid, SpiffeId, TrustDomain};
 use agent_core::policy::VerifiedPeer;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use thiserror::Error;
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::provider::algorithms;
 use super::trust::Trust;
 
 const MOST_INTERMEDIATES: usize = 5;
 const LONGEST_CERTIFICATE: usize = 8 * 1024;
+const LONGEST_CHAIN: usize = 32 * 1024;
+/// RFC 5280 §4.1.2.2.
+const LONGEST_SERIAL: usize = 20;
 /// The context-specific tag of a `uniformResourceIdentifier` (RFC 5280 §4.2.1.6).
 const URI_TAG: u32 = 6;
 
@@ -39,23 +39,29 @@ pub enum VerifyError {
     /// The URI is no SPIFFE ID.
     #[error("the certificate's URI is no SPIFFE ID: {0}")]
     SpiffeId(#[from] IdentityError),
-    /// The subject names a pod in a way that is none.
-    #[error("the certificate's subject has a serialNumber that is no pod UID, or more than one")]
+    /// The subject may be empty, or name a pod; nothing else.
+    #[error("the certificate's subject is neither empty nor one serialNumber that is a pod UID")]
     Subject,
     /// There are no valid anchors for the trust domain.
     #[error("no valid trust anchor for trust domain {0}")]
     TrustDomain(TrustDomain),
-    /// It has ended.
+    /// It, or one above it, has ended.
     #[error("the certificate has expired")]
     Expired,
-    /// It has not begun.
+    /// It, or one above it, has not begun.
     #[error("the certificate is not valid yet: compare the two nodes' clocks")]
     NotYetValid,
+    /// An authority's certificate, shown as somebody's own.
+    #[error("the certificate is an authority's")]
+    Authority,
+    /// The extended key usage does not allow this end of a connection.
+    #[error("the certificate's extended key usage does not allow this end of a connection")]
+    Purpose,
     /// Nobody whom we trust for this trust domain has issued it.
     #[error("the certificate was not issued by an authority of its trust domain: {0}")]
     Path(String),
-    /// X509-SVID §4.3: digitalSignature, and no more.
-    #[error("the certificate's key usage is not digitalSignature alone")]
+    /// X509-SVID §4.3: critical, with digitalSignature, without keyCertSign and cRLSign.
+    #[error("the certificate's key usage is not critical, lacks digitalSignature, or lets it sign certificates")]
     KeyUsage,
     /// An intermediate without keyCertSign.
     #[error("an intermediate certificate may not sign certificates")]
@@ -88,6 +94,8 @@ impl VerifyError {
             Self::TrustDomain(_) => "trust_domain",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
+            Self::Authority => "authority",
+            Self::Purpose => "purpose",
             Self::Path(_) => "path",
             Self::KeyUsage => "key_usage",
             Self::IntermediateKeyUsage => "intermediate_key_usage",
@@ -97,18 +105,28 @@ impl VerifyError {
     }
 }
 
-/// Whom we expect at the far end.
-#[derive(Clone, Debug)]
-pub(super) struct Expected {
-    pub(super) identity: SpiffeId,
-    pub(super) uid: PodUid,
-}
-
 /// Which end of the handshake the certificate's owner has.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Role {
     Client,
     Server,
+}
+
+/// What a verified certificate says of its owner. It proves nothing yet: anybody can show a certificate.
+#[derive(Clone, Debug)]
+pub(super) struct Leaf {
+    pub(super) identity: SpiffeId,
+    pub(super) uid: Option<PodUid>,
+    pub(super) serial: String,
+    pub(super) not_before: u64,
+    pub(super) not_after: u64,
+}
+
+impl Leaf {
+    /// To be called after a handshake in which the owner proved to hold the key.
+    pub(super) fn proven(&self) -> VerifiedPeer {
+        VerifiedPeer::assertion(self.identity.clone(), self.uid.clone(), self.serial.clone(), self.not_after)
+    }
 }
 
 /// Verifies a chain, leaf first, as it was sent.
@@ -118,15 +136,13 @@ pub(super) fn verify(
     role: Role,
     trust: &Trust,
     now: UnixTime,
-) -> Result<VerifiedPeer, VerifyError> {
-    let too_long = |certificate: &CertificateDer<'_>| certificate.len() > LONGEST_CERTIFICATE;
-    if intermediates.len() > MOST_INTERMEDIATES || too_long(leaf) || intermediates.iter().any(too_long) {
-        return Err(VerifyError::TooBig);
-    }
+) -> Result<Leaf, VerifyError> {
+    check_size(leaf, intermediates)?;
     let (rest, parsed) = X509Certificate::from_der(leaf).map_err(|_| VerifyError::Malformed)?;
     if !rest.is_empty() || parsed.extensions_map().is_err() {
         return Err(VerifyError::Malformed);
     }
+    let serial = serial(&parsed)?;
     let identity = spiffe_id(&parsed)?;
     let uid = pod_uid(&parsed)?;
     let anchors = trust.anchors(identity.trust_domain(), now);
@@ -137,26 +153,58 @@ pub(super) fn verify(
         Role::Client => KeyUsage::client_auth(),
         Role::Server => KeyUsage::server_auth(),
     };
-    let algorithms = algorithms();
-    let end_entity = EndEntityCert::try_from(leaf).map_err(|_| VerifyError::Malformed)?;
-    end_entity.verify_for_usage(algorithms.all, &anchors, intermediates, now, usage, None, None).map_err(path_error)?;
-    if !intermediates.iter().all(may_issue) {
-        return Err(VerifyError::IntermediateKeyUsage);
-    }
+    let unfit = Cell::new(false);
+    let authorities_may_sign = |path: &VerifiedPath<'_>| {
+        let fit = path.intermediate_certificates().all(|authority| may_sign(&authority.der()));
+        unfit.set(!fit);
+        if fit { Ok(()) } else { Err(webpki::Error::UnknownIssuer) }
+    };
+    EndEntityCert::try_from(leaf)
+        .map_err(|_| VerifyError::Malformed)?
+        .verify_for_usage(algorithms().all, &anchors, intermediates, now, usage, None, Some(&authorities_may_sign))
+        .map_err(|error| if unfit.get() { VerifyError::IntermediateKeyUsage } else { path_error(error) })?;
     check_key_usage(&parsed)?;
-    let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-    Ok(VerifiedPeer::assertion(identity, uid, serial(&parsed), not_after))
+    let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
+    let not_before = seconds(parsed.validity().not_before.timestamp());
+    let not_after = seconds(parsed.validity().not_after.timestamp());
+    Ok(Leaf { identity, uid, serial, not_before, not_after })
+}
+
+fn check_size(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), VerifyError> {
+    let lengths = || intermediates.iter().chain([leaf]).map(|certificate| certificate.len());
+    let too_big = intermediates.len() > MOST_INTERMEDIATES
+        || lengths().any(|length| length > LONGEST_CERTIFICATE)
+        || lengths().sum::<usize>() > LONGEST_CHAIN;
+    if too_big { Err(VerifyError::TooBig) } else { Ok(()) }
+}
+
+/// The serial number in hex, two digits a byte, without the sign's byte.
+fn serial(certificate: &X509Certificate<'_>) -> Result<String, VerifyError> {
+    let bytes = certificate.raw_serial();
+    let negative = bytes.first().is_none_or(|byte| byte & 0x80 != 0);
+    if negative || bytes.len() > LONGEST_SERIAL {
+        return Err(VerifyError::Malformed);
+    }
+    let digits = bytes.strip_prefix(&[0]).unwrap_or(bytes);
+    Ok(digits.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The one URI name. Counted by its tag: a parser that skips a URI which is not text would see one where there are two.
 fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, VerifyError> {
     let names = certificate.subject_alternative_name().map_err(|_| VerifyError::Malformed)?;
     let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
-    #[expect(clippy::wildcard_enum_match_arm, reason = "names of every other kind are no identity (X509-SVID §2)")]
     let mut uris = names.iter().filter_map(|name| match name {
         GeneralName::URI(uri) => Some(Some(*uri)),
         GeneralName::Invalid(tag, _) if tag.0 == URI_TAG => Some(None),
-        _ => None,
+        GeneralName::Invalid(..)
+        | GeneralName::OtherName(..)
+        | GeneralName::RFC822Name(_)
+        | GeneralName::DNSName(_)
+        | GeneralName::X400Address(_)
+        | GeneralName::DirectoryName(_)
+        | GeneralName::EDIPartyName(_)
+        | GeneralName::IPAddress(_)
+        | GeneralName::RegisteredID(_) => None,
     });
     match (uris.next(), uris.next()) {
         (Some(Some(uri)), None) => Ok(uri.parse()?),
@@ -166,15 +214,13 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, VerifyError>
     }
 }
 
-/// The pod that the subject's serialNumber (X.520) names, if it has one.
+/// The pod that the subject names; `None` if the subject is empty.
 fn pod_uid(certificate: &X509Certificate<'_>) -> Result<Option<PodUid>, VerifyError> {
-    let mut found = certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER);
-    let (Some(attribute), None) = (found.next(), found.next()) else {
-        return if certificate.subject().iter_by_oid(&OID_X509_SERIALNUMBER).count() == 0 {
-            Ok(None)
-        } else {
-            Err(VerifyError::Subject)
-        };
+    let mut attributes = certificate.subject().iter_attributes();
+    let attribute = match (attributes.next(), attributes.next()) {
+        (None, _) => return Ok(None),
+        (Some(only), None) if *only.attr_type() == OID_X509_SERIALNUMBER => only,
+        (Some(_), _) => return Err(VerifyError::Subject),
     };
     let text = attribute.as_str().map_err(|_| VerifyError::Subject)?;
     text.parse().map(Some).map_err(|_| VerifyError::Subject)
@@ -187,147 +233,19 @@ fn check_key_usage(certificate: &X509Certificate<'_>) -> Result<(), VerifyError>
     if wanted { Ok(()) } else { Err(VerifyError::KeyUsage) }
 }
 
-fn may_issue(certificate: &CertificateDer<'_>) -> bool {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
-    parsed.is_ca() && parsed.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign())
+/// X509-SVID §4.3: a signing certificate says so. That it is an authority's, webpki has seen.
+fn may_sign(authority: &CertificateDer<'_>) -> bool {
+    let Ok((_, parsed)) = X509Certificate::from_der(authority) else { return false };
+    parsed.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign())
 }
 
-/// The serial number in hex.
-pub(super) fn serial(certificate: &X509Certificate<'_>) -> String {
-    certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-#[expect(clippy::wildcard_enum_match_arm, reason = "webpki has fifty reasons; two of them have a remedy of their own")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "the other errors speak for themselves")]
 fn path_error(error: webpki::Error) -> VerifyError {
     match error {
         webpki::Error::CertExpired { .. } => VerifyError::Expired,
         webpki::Error::CertNotValidYet { .. } => VerifyError::NotYetValid,
+        webpki::Error::CaUsedAsEndEntity => VerifyError::Authority,
+        webpki::Error::EmptyEkuExtension | webpki::Error::RequiredEkuNotFoundContext(_) => VerifyError::Purpose,
         other => VerifyError::Path(other.to_string()),
-    }
-}
-
-pub(super) fn algorithms() -> WebPkiSupportedAlgorithms {
-    rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms
-}
-
-/// rustls' question, answered by [`verify`]. What was found is left in `found` for after the handshake.
-#[derive(Debug)]
-pub(super) struct Verifier {
-    pub(super) trust: Arc<Trust>,
-    pub(super) expected: Option<Expected>,
-    pub(super) found: Arc<OnceLock<VerifiedPeer>>,
-}
-
-impl Verifier {
-    fn judge(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        role: Role,
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let verified = verify(leaf, intermediates, role, &self.trust, now).and_then(|peer| self.expect(peer));
-        match verified {
-            Ok(peer) => {
-                // Set once: a handshake shows one certificate.
-                let _ = self.found.set(peer);
-                Ok(())
-            }
-            Err(error) => Err(CertificateError::Other(OtherError(Arc::new(error))).into()),
-        }
-    }
-
-    fn expect(&self, peer: VerifiedPeer) -> Result<VerifiedPeer, VerifyError> {
-        let Some(expected) = &self.expected else { return Ok(peer) };
-        if *peer.identity() != expected.identity {
-            return Err(VerifyError::OtherIdentity {
-                found: peer.identity().clone(),
-                expected: expected.identity.clone(),
-            });
-        }
-        if peer.uid() != Some(&expected.uid) {
-            return Err(VerifyError::OtherPod { expected: expected.uid.clone() });
-        }
-        Ok(peer)
-    }
-}
-
-fn no_tls12() -> rustls::Error {
-    rustls::PeerIncompatible::Tls13RequiredForQuic.into()
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.judge(end_entity, intermediates, Role::Server, now).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        algorithms().supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for Verifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        true
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.judge(end_entity, intermediates, Role::Client, now).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        algorithms().supported_schemes()
     }
 }
