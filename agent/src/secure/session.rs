@@ -11,6 +11,16 @@ use super::channel::ChannelError;
 /// What TLS 1.3 adds to a record (header, type, tag), and room for a key update that goes before it.
 const OVERHEAD: usize = 5 + 1 + 16 + 64;
 
+fn last_words<P: Process>(tls: &mut P, outbox: &mut Vec<u8>) {
+    let UnbufferedStatus { state, .. } = tls.process(&mut []);
+    let Ok(ConnectionState::EncodeTlsData(mut alert)) = state else { return };
+    let Err(EncodeError::InsufficientSize(needed)) = alert.encode(&mut []) else { return };
+    let at = outbox.len();
+    outbox.resize(at + needed.required_size, 0);
+    let encoded = alert.encode(outbox.get_mut(at..).unwrap_or_default()).unwrap_or(0);
+    outbox.truncate(at + encoded);
+}
+
 /// rustls' two connections, seen alike.
 pub(super) enum Session {
     /// The end that dialled.
@@ -55,6 +65,14 @@ impl Session {
         match self {
             Self::Client(tls) => step(tls, incoming, work),
             Self::Server(tls) => step(tls, incoming, work),
+        }
+    }
+
+    /// The alert that a failure left to be sent, if it left one. The session is of no more use.
+    pub(super) fn last_words(&mut self, outbox: &mut Vec<u8>) {
+        match self {
+            Self::Client(tls) => last_words(tls, outbox),
+            Self::Server(tls) => last_words(tls, outbox),
         }
     }
 

@@ -1,1 +1,392 @@
-//! Placeholder.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use std::sync::Arc;
+
+use agent_core::identity::{PodUid, SpiffeId};
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use time::{Duration, OffsetDateTime};
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpStream};
+use zeroize::Zeroizing;
+
+use super::verify::{Role, verify};
+use super::*;
+
+const DOMAIN: &str = "test.mantle";
+const WEB: &str = "spiffe://test.mantle/ns/shop/sa/web";
+const CLIENT: &str = "spiffe://test.mantle/ns/shop/sa/client";
+
+/// A CA that issues whatever it is told to.
+struct Authority {
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A leaf, as a test bends it.
+struct Bent {
+    params: CertificateParams,
+}
+
+impl Authority {
+    fn root() -> Self {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let params = Self::params(&[KeyUsagePurpose::KeyCertSign]);
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        Self { certificate, issuer: Issuer::new(params, key) }
+    }
+
+    fn below(&self, usages: &[KeyUsagePurpose]) -> Self {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let params = Self::params(usages);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        Self { certificate, issuer: Issuer::new(params, key) }
+    }
+
+    fn params(usages: &[KeyUsagePurpose]) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, format!("CA {}", rand::random::<u64>()));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = usages.to_vec();
+        (params.not_before, params.not_after) = (hours(-1), hours(1));
+        params
+    }
+
+    /// The leaf and its key.
+    fn issue(&self, bent: &Bent) -> (CertificateDer<'static>, Zeroizing<Vec<u8>>) {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let leaf = bent.params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        (leaf, Zeroizing::new(key.serialize_der()))
+    }
+
+    fn trust(&self) -> Arc<Trust> {
+        Trust::new(HashMap::from([(DOMAIN.parse().unwrap(), vec![self.certificate.clone()])])).unwrap()
+    }
+
+    fn credentials(&self, identity: &str, uid: &str) -> Credentials {
+        let (leaf, key) = self.issue(&Bent::leaf(identity, uid));
+        let (identity, uid): (SpiffeId, PodUid) = (identity.parse().unwrap(), uid.parse().unwrap());
+        Credentials::accept(vec![leaf], &key, (&identity, &uid), &self.trust(), 1).unwrap()
+    }
+}
+
+impl Bent {
+    /// What the CA would issue.
+    fn leaf(identity: &str, uid: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let attribute = DnType::CustomDnType(vec![2, 5, 4, 5]);
+        params.distinguished_name.push(attribute, DnValue::PrintableString(uid.try_into().unwrap()));
+        params.subject_alt_names = vec![uri(identity)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        (params.not_before, params.not_after) = (hours(-1), hours(1));
+        Self { params }
+    }
+
+    fn with(mut self, bend: impl FnOnce(&mut CertificateParams)) -> Self {
+        bend(&mut self.params);
+        self
+    }
+}
+
+fn hours(count: i64) -> OffsetDateTime {
+    OffsetDateTime::now_utc() + Duration::hours(count)
+}
+
+fn uri(text: &str) -> SanType {
+    SanType::URI(Ia5String::try_from(text).unwrap())
+}
+
+/// A SAN extension with these general names, whatever they hold.
+fn raw_names(names: &[(u8, &[u8])]) -> CustomExtension {
+    let inner: Vec<u8> =
+        names.iter().flat_map(|(tag, bytes)| [&[0x80 | tag, bytes.len() as u8], *bytes].concat()).collect();
+    let der = [&[0x30, inner.len() as u8], inner.as_slice()].concat();
+    CustomExtension::from_oid_content(&[2, 5, 29, 17], der)
+}
+
+/// Bends a leaf, and says for which reason it is refused, if it is.
+fn judged(role: Role, bend: impl FnOnce(&mut CertificateParams)) -> Option<&'static str> {
+    let root = Authority::root();
+    let (leaf, _) = root.issue(&Bent::leaf(WEB, "uid-web").with(bend));
+    verify(&leaf, &[], role, &root.trust(), UnixTime::now()).err().map(|error| error.label())
+}
+
+#[test]
+fn a_leaf_must_be_exactly_an_identity() {
+    let check = |expect: Option<&str>, bend: fn(&mut CertificateParams)| {
+        assert_eq!(judged(Role::Server, bend), expect);
+        assert_eq!(judged(Role::Client, bend), expect);
+    };
+    check(None, |_| {});
+    // Names.
+    check(Some("uri_count"), |p| p.subject_alt_names = vec![uri(WEB), uri(CLIENT)]);
+    check(Some("uri_count"), |p| p.subject_alt_names = vec![uri(WEB), uri("https://example.org/")]);
+    check(Some("uri_count"), |p| p.subject_alt_names = vec![uri("https://example.org/"), uri(WEB)]);
+    check(Some("uri_count"), |p| {
+        p.subject_alt_names.clear();
+        p.custom_extensions = vec![raw_names(&[(6, WEB.as_bytes()), (6, &[0xff, 0xfe])])];
+    });
+    check(Some("uri_count"), |p| p.subject_alt_names.clear());
+    check(Some("uri_count"), |p| p.subject_alt_names = vec![SanType::DnsName(WEB.try_into().unwrap())]);
+    check(None, |p| p.subject_alt_names.push(SanType::DnsName("web.example".try_into().unwrap())));
+    check(Some("spiffe_id"), |p| p.subject_alt_names = vec![uri("spiffe://test.mantle")]);
+    check(Some("spiffe_id"), |p| p.subject_alt_names = vec![uri("spiffe://TEST.mantle/ns/a/sa/b")]);
+    check(Some("spiffe_id"), |p| p.subject_alt_names = vec![uri("https://test.mantle/ns/a/sa/b")]);
+    check(Some("trust_domain"), |p| p.subject_alt_names = vec![uri("spiffe://other.mantle/ns/a/sa/b")]);
+    // Times.
+    check(Some("expired"), |p| (p.not_before, p.not_after) = (hours(-2), hours(-1)));
+    check(Some("not_yet_valid"), |p| (p.not_before, p.not_after) = (hours(1), hours(2)));
+    // What it may be used for.
+    check(Some("key_usage"), |p| p.key_usages.clear());
+    check(Some("key_usage"), |p| p.key_usages = vec![KeyUsagePurpose::KeyEncipherment]);
+    check(Some("key_usage"), |p| p.key_usages.push(KeyUsagePurpose::KeyCertSign));
+    check(Some("key_usage"), |p| p.key_usages.push(KeyUsagePurpose::CrlSign));
+    check(Some("authority"), |p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+    // Whom it names.
+    check(Some("subject"), |p| {
+        let attribute = DnType::CustomDnType(vec![2, 5, 4, 5]);
+        p.distinguished_name.push(attribute, DnValue::PrintableString("not a uid".try_into().unwrap()));
+    });
+}
+
+#[test]
+fn a_purpose_holds_for_its_own_end_only() {
+    let server_only: fn(&mut CertificateParams) = |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let client_only: fn(&mut CertificateParams) = |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    assert_eq!(judged(Role::Server, server_only), None);
+    assert_eq!(judged(Role::Client, server_only), Some("purpose"));
+    assert_eq!(judged(Role::Client, client_only), None);
+    assert_eq!(judged(Role::Server, client_only), Some("purpose"));
+}
+
+#[test]
+fn a_chain_must_lead_to_its_own_trust_domains_anchors() {
+    let (root, other) = (Authority::root(), Authority::root());
+    let good = Bent::leaf(WEB, "uid-web");
+    let label = |leaf: &CertificateDer<'_>, between: &[CertificateDer<'_>], trust: &Trust| {
+        verify(leaf, between, Role::Server, trust, UnixTime::now()).err().map(|error| error.label())
+    };
+    assert_eq!(label(&other.issue(&good).0, &[], &root.trust()), Some("path"), "a foreign CA");
+    // Anchors are never pooled: another trust domain's root says nothing about ours.
+    let both = HashMap::from([
+        (DOMAIN.parse().unwrap(), vec![root.certificate.clone()]),
+        ("other.mantle".parse().unwrap(), vec![other.certificate.clone()]),
+    ]);
+    let both = Trust::new(both).unwrap();
+    assert_eq!(label(&other.issue(&good).0, &[], &both), Some("path"));
+    assert_eq!(label(&root.issue(&good).0, &[], &both), None);
+
+    let between = root.below(&[KeyUsagePurpose::KeyCertSign]);
+    let leaf = between.issue(&good).0;
+    assert_eq!(label(&leaf, &[between.certificate.clone()], &root.trust()), None, "one between");
+    assert_eq!(label(&leaf, &[], &root.trust()), Some("path"), "the one between is missing");
+    let unfit = root.below(&[KeyUsagePurpose::DigitalSignature]);
+    let label_of_unfit = label(&unfit.issue(&good).0, &[unfit.certificate.clone()], &root.trust());
+    assert_eq!(label_of_unfit, Some("intermediate_key_usage"));
+    let (end, _) = root.issue(&good);
+    assert_eq!(label(&leaf, &[end], &root.trust()), Some("path"), "a leaf is no issuer");
+    let many = vec![between.certificate.clone(); 6];
+    assert_eq!(label(&leaf, &many, &root.trust()), Some("too_big"));
+    let garbage = CertificateDer::from(vec![0x30, 0x03, 1, 2, 3]);
+    assert_eq!(label(&garbage, &[], &root.trust()), Some("malformed"));
+    let trailing = CertificateDer::from([root.issue(&good).0.as_ref(), &[0]].concat());
+    assert_eq!(label(&trailing, &[], &root.trust()), Some("malformed"));
+}
+
+#[test]
+fn only_an_authority_can_be_an_anchor() {
+    let root = Authority::root();
+    let (leaf, _) = root.issue(&Bent::leaf(WEB, "uid-web"));
+    let anchor = |certificate: CertificateDer<'static>| {
+        Trust::new(HashMap::from([(DOMAIN.parse().unwrap(), vec![certificate])])).map(drop)
+    };
+    assert_eq!(anchor(root.certificate.clone()), Ok(()));
+    assert_eq!(anchor(leaf), Err(TrustError::NotAnIssuer));
+    assert_eq!(anchor(root.below(&[KeyUsagePurpose::DigitalSignature]).certificate), Err(TrustError::NotAnIssuer));
+    assert_eq!(anchor(CertificateDer::from(vec![1])), Err(TrustError::Malformed));
+}
+
+#[test]
+fn credentials_are_what_was_asked_for_or_are_not_used() {
+    let root = Authority::root();
+    let (identity, uid): (SpiffeId, PodUid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
+    let (leaf, key) = root.issue(&Bent::leaf(WEB, "uid-web"));
+    let accept = |leaf: &CertificateDer<'static>, key| {
+        Credentials::accept(vec![leaf.clone()], key, (&identity, &uid), &root.trust(), 1)
+    };
+    let good = accept(&leaf, &key).unwrap();
+    let shown = format!("{good:?}");
+    assert!(shown.contains(WEB) && !shown.to_lowercase().contains("key"), "{shown}");
+    let (_, other_key) = root.issue(&Bent::leaf(WEB, "uid-web"));
+    assert!(matches!(accept(&leaf, &other_key), Err(CredentialsError::Key)));
+    let (other, other_key) = root.issue(&Bent::leaf(CLIENT, "uid-web"));
+    assert!(matches!(accept(&other, &other_key), Err(CredentialsError::Other { .. })));
+    let (other, other_key) = root.issue(&Bent::leaf(WEB, "uid-other"));
+    assert!(matches!(accept(&other, &other_key), Err(CredentialsError::Other { .. })));
+    let (old, old_key) =
+        root.issue(&Bent::leaf(WEB, "uid-web").with(|p| p.not_after = hours(-1) + Duration::minutes(1)));
+    assert!(matches!(accept(&old, &old_key), Err(CredentialsError::Verify(VerifyError::Expired))));
+    assert!(matches!(
+        Credentials::accept(vec![], &key, (&identity, &uid), &root.trust(), 1),
+        Err(CredentialsError::Empty)
+    ));
+}
+
+/// Two connected sockets.
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (dialled, listener.accept().await.unwrap().0)
+}
+
+/// Shakes hands between a client of `ours` and a server of `theirs`, each with its own trust.
+async fn shake(
+    ours: (&Credentials, &Arc<Trust>),
+    theirs: (&Credentials, &Arc<Trust>),
+    expect: (&str, &str),
+) -> (Result<Channel, HandshakeError>, Result<Channel, HandshakeError>) {
+    let (dialled, accepted) = sockets().await;
+    let (identity, uid) = (expect.0.parse().unwrap(), expect.1.parse().unwrap());
+    tokio::join!(connect(dialled, ours.0, ours.1, &identity, &uid), accept(accepted, theirs.0, theirs.1))
+}
+
+async fn pair() -> (Channel, Channel) {
+    let root = Authority::root();
+    let (client, web) = (root.credentials(CLIENT, "uid-client"), root.credentials(WEB, "uid-web"));
+    let (dialled, accepted) = shake((&client, &root.trust()), (&web, &root.trust()), (WEB, "uid-web")).await;
+    (dialled.unwrap(), accepted.unwrap())
+}
+
+async fn next(channel: &mut Channel) -> Result<Option<Vec<u8>>, ChannelError> {
+    loop {
+        match channel.receive()? {
+            Received::Record(record) => return Ok(Some(record.to_vec())),
+            Received::Closed(_) => return Ok(None),
+            Received::Blocked => {}
+        }
+        channel.ready(Interest::READABLE).await?;
+    }
+}
+
+async fn send(channel: &mut Channel, parts: &[&[u8]]) {
+    channel.seal(parts).unwrap();
+    while !channel.flush().unwrap() {
+        channel.ready(Interest::WRITABLE).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn both_ends_know_each_other_and_agree_on_post_quantum_keys() {
+    let (dialled, accepted) = pair().await;
+    assert_eq!(dialled.peer().identity().as_str(), WEB);
+    assert_eq!(dialled.peer().uid().unwrap().as_str(), "uid-web");
+    assert_eq!(accepted.peer().identity().as_str(), CLIENT);
+    assert_eq!((dialled.group(), accepted.group()), ("X25519MLKEM768".into(), "X25519MLKEM768".into()));
+    assert_eq!(dialled.peer().serial(), accepted.own_serial());
+}
+
+#[tokio::test]
+async fn who_is_not_expected_or_not_trusted_is_refused() {
+    let (root, other) = (Authority::root(), Authority::root());
+    let (client, web) = (root.credentials(CLIENT, "uid-client"), root.credentials(WEB, "uid-web"));
+    let reason = |result: Result<Channel, HandshakeError>| match result.unwrap_err() {
+        HandshakeError::Peer(error) => error.label(),
+        other => panic!("not the peer's certificate: {other}"),
+    };
+    let trust = root.trust();
+    let (dialled, _) = shake((&client, &trust), (&web, &trust), (CLIENT, "uid-web")).await;
+    assert_eq!(reason(dialled), "other_identity");
+    let (dialled, _) = shake((&client, &trust), (&web, &trust), (WEB, "uid-successor")).await;
+    assert_eq!(reason(dialled), "other_pod");
+    let foreign = other.credentials(WEB, "uid-web");
+    let (dialled, accepted) = shake((&client, &trust), (&foreign, &trust), (WEB, "uid-web")).await;
+    assert_eq!(reason(dialled), "path");
+    assert!(matches!(accepted.unwrap_err(), HandshakeError::Refused(_) | HandshakeError::Network(_)));
+    // The other way round the client is done before it is judged: the verdict comes on the channel.
+    let foreign = other.credentials(CLIENT, "uid-client");
+    let (dialled, accepted) = shake((&foreign, &trust), (&web, &trust), (WEB, "uid-web")).await;
+    assert_eq!(reason(accepted), "path");
+    let mut dialled = dialled.unwrap();
+    assert!(next(&mut dialled).await.unwrap_err().is_refusal());
+}
+
+#[tokio::test]
+async fn records_keep_their_bounds_and_transfers_their_bytes() {
+    let (mut dialled, mut accepted) = pair().await;
+    for parts in [&[&b"one"[..]][..], &[b"head", b"er"], &[&[7; 16384]]] {
+        send(&mut dialled, parts).await;
+        assert_eq!(next(&mut accepted).await.unwrap().unwrap(), parts.concat());
+    }
+    send(&mut dialled, &[b"two"]).await;
+    send(&mut dialled, &[b"records"]).await;
+    assert_eq!(next(&mut accepted).await.unwrap().unwrap(), b"two");
+    assert_eq!(next(&mut accepted).await.unwrap().unwrap(), b"records");
+    let total = 2000_u32;
+    let sender = async {
+        for number in 0..total {
+            send(&mut dialled, &[&number.to_be_bytes(), &[1; 5000]]).await;
+        }
+    };
+    let receiver = async {
+        for number in 0..total {
+            let record = next(&mut accepted).await.unwrap().unwrap();
+            assert_eq!((record.len(), &record[..4]), (5004, &number.to_be_bytes()[..]));
+        }
+    };
+    tokio::join!(sender, receiver);
+}
+
+#[tokio::test]
+async fn garbage_in_the_middle_is_an_error_and_no_record() {
+    let root = Authority::root();
+    let (client, web) = (root.credentials(CLIENT, "uid-client"), root.credentials(WEB, "uid-web"));
+    let (dialled, accepted) = sockets().await;
+    // A wire-tapper on the way, which adds a record of its own.
+    let (to_web, from_tapper) = sockets().await;
+    let (identity, uid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
+    let trust = root.trust();
+    let tap = tokio::spawn(async move {
+        let (mut near, mut far) = (accepted, to_web);
+        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+    });
+    let (dialled, accepted) =
+        tokio::join!(connect(dialled, &client, &trust, &identity, &uid), accept(from_tapper, &web, &trust));
+    let (dialled, mut accepted) = (dialled.unwrap(), accepted.unwrap());
+    tap.abort();
+    drop(dialled);
+    assert!(matches!(next(&mut accepted).await, Ok(None) | Err(ChannelError::Socket(_))), "an end, and no record");
+
+    // Plain HTTP at the tunnel's port.
+    let (mut stranger, accepted) = sockets().await;
+    tokio::io::AsyncWriteExt::write_all(&mut stranger, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let error = accept(accepted, &web, &trust).await.unwrap_err();
+    assert!(matches!(error, HandshakeError::Tls(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_vanished_end_is_told_from_an_announced_one() {
+    let (dialled, mut accepted) = pair().await;
+    drop(dialled);
+    let ended = next(&mut accepted).await;
+    assert!(
+        matches!(&ended, Err(ChannelError::Socket(error)) if error.kind() == std::io::ErrorKind::ConnectionReset),
+        "a channel that is dropped resets: {ended:?}"
+    );
+    let (mut dialled, mut accepted) = pair().await;
+    send(&mut dialled, &[b"last"]).await;
+    dialled.end_in_order();
+    drop(dialled);
+    assert_eq!(next(&mut accepted).await.unwrap().unwrap(), b"last");
+    assert!(matches!(accepted.receive(), Ok(Received::Closed(Ending::Unsaid) | Received::Blocked)));
+}

@@ -139,6 +139,9 @@ impl Wire {
         if parts.iter().map(|part| part.len()).sum::<usize>() > MOST_PLAIN {
             return Err(ChannelError::State("more than a record can hold"));
         }
+        if matches!(self.over, Some(Err(_))) {
+            return Err(ChannelError::State("the channel has failed before"));
+        }
         if self.backlog() > MOST_BACKLOG {
             return Err(ChannelError::State("sealed in spite of the backlog"));
         }
@@ -218,8 +221,9 @@ impl Wire {
             Ok(read) => read,
             Err(error) => {
                 self.over = Some(Err(error));
-                // The peer should learn why, if there is a why: the alert is the next thing that TLS wants to send.
-                let _ = self.step(None);
+                // The peer should learn why, if there is a why. What it sent must not be looked at a second time.
+                self.partial.clear();
+                self.session.last_words(&mut self.outbox);
                 let _ = self.socket.try_write(self.outbox.get(self.sent..).unwrap_or_default());
                 true
             }

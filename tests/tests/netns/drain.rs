@@ -1,7 +1,6 @@
 //! SIGTERM closes the listeners first, and lets connections end.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 
 use agent_tests::traffic::{self, Server};
 use agent_tests::{AgentSettings, Mesh, Settings, Side};
@@ -25,10 +24,7 @@ fn a_connection_that_is_open_may_end_while_new_ones_are_refused() {
         };
         exchange();
         mesh.agent(side).signal(Signal::SIGTERM);
-        agent_tests::wait::until("new connections fail", || {
-            let new = client.namespace.within(|| TcpStream::connect(web.at(80))).and_then(traffic::patient);
-            new.and_then(|mut new| new.read_exact(&mut [0])).err()
-        });
+        agent_tests::wait::until("new connections fail", || traffic::ask(&client, web.at(80), b"anybody there?").err());
         exchange();
         drop(stream);
         assert!(mesh.agent(side).ended().success());
