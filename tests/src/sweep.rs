@@ -48,9 +48,8 @@ pub(crate) fn sweep_dead() {
     for name in names_in(Path::new(WORLDS)) {
         let folder = Path::new(WORLDS).join(&name);
         if let Some(_lock) = lock(&folder) {
-            for problem in sweep(name.trim_start_matches('.')).into_iter().chain(remove(&folder)) {
-                panic!("cannot clear away what a killed run left: {problem}");
-            }
+            let problems: Vec<_> = sweep(name.trim_start_matches('.')).into_iter().chain(remove(&folder)).collect();
+            assert!(problems.is_empty(), "cannot clear away what a killed run left: {problems:?}");
         }
     }
 }

@@ -189,10 +189,10 @@ fn a_chain_must_lead_to_its_own_trust_domains_anchors() {
 
     let between = root.below(&[KeyUsagePurpose::KeyCertSign]);
     let leaf = between.issue(&good).0;
-    assert_eq!(label(&leaf, &[between.certificate.clone()], &root.trust()), None, "one between");
+    assert_eq!(label(&leaf, std::slice::from_ref(&between.certificate), &root.trust()), None, "one between");
     assert_eq!(label(&leaf, &[], &root.trust()), Some("path"), "the one between is missing");
     let unfit = root.below(&[KeyUsagePurpose::DigitalSignature]);
-    let label_of_unfit = label(&unfit.issue(&good).0, &[unfit.certificate.clone()], &root.trust());
+    let label_of_unfit = label(&unfit.issue(&good).0, std::slice::from_ref(&unfit.certificate), &root.trust());
     assert_eq!(label_of_unfit, Some("intermediate_key_usage"));
     let (end, _) = root.issue(&good);
     assert_eq!(label(&leaf, &[end], &root.trust()), Some("path"), "a leaf is no issuer");
@@ -300,9 +300,10 @@ async fn both_ends_know_each_other_and_agree_on_post_quantum_keys() {
 async fn who_is_not_expected_or_not_trusted_is_refused() {
     let (root, other) = (Authority::root(), Authority::root());
     let (client, web) = (root.credentials(CLIENT, "uid-client"), root.credentials(WEB, "uid-web"));
-    let reason = |result: Result<Channel, HandshakeError>| match result.unwrap_err() {
-        HandshakeError::Peer(error) => error.label(),
-        other => panic!("not the peer's certificate: {other}"),
+    let reason = |result: Result<Channel, HandshakeError>| {
+        let error = result.unwrap_err();
+        let HandshakeError::Peer(reason) = &error else { panic!("not the peer's certificate: {error}") };
+        reason.label()
     };
     let trust = root.trust();
     let (dialled, _) = shake((&client, &trust), (&web, &trust), (CLIENT, "uid-web")).await;
