@@ -72,9 +72,7 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
 
 #[inline(always)]
 fn assign(ctx: &SkLookupContext, slot: u32) -> Result<(), Counter> {
-    LISTENERS
-        .redirect_sk_lookup(ctx, listener_slot(POD_INDEX.load(), slot), 0)
-        .map_err(|_| Counter::NoListener)
+    LISTENERS.redirect_sk_lookup(ctx, listener_slot(POD_INDEX.load(), slot), 0).map_err(|_| Counter::NoListener)
 }
 
 #[inline(always)]

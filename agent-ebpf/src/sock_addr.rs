@@ -105,12 +105,7 @@ impl Family for V6 {
 
     #[inline(always)]
     fn user_endpoint(ctx: *mut bpf_sock_addr) -> Endpoint {
-        let addr = [
-            read!(ctx, user_ip6[0]),
-            read!(ctx, user_ip6[1]),
-            read!(ctx, user_ip6[2]),
-            read!(ctx, user_ip6[3]),
-        ];
+        let addr = [read!(ctx, user_ip6[0]), read!(ctx, user_ip6[1]), read!(ctx, user_ip6[2]), read!(ctx, user_ip6[3])];
         Endpoint { addr, port: user_port(ctx), pad: [0; 6] }
     }
 

@@ -192,6 +192,18 @@ tunnel:
     }
 
     #[test]
+    fn the_examples_that_we_ship_are_right() {
+        let etc = Path::new("/etc/mantle");
+        let agent = Config::parse(include_str!("../../deploy/agent.yaml"), etc).unwrap();
+        let ca = ca::config::Config::parse(include_str!("../../deploy/ca.yaml"), etc).unwrap();
+        let directory = agent_core::directory::parse(include_str!("../../deploy/directory.yaml")).unwrap();
+        assert_eq!(&agent.trust_domain, directory.trust_domain());
+        assert_eq!(ca.trust_domain, agent.trust_domain);
+        assert_eq!(ca.listen, agent.identity.ca_address);
+        assert_eq!(directory.pods_on(&agent.node).count(), 1);
+    }
+
+    #[test]
     fn all_mistakes_are_told_at_once() {
         let text = GOOD
             .replace("instance: node-a", "instance: ../x")
