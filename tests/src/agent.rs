@@ -42,6 +42,8 @@ pub struct AgentSettings {
     pub ttl: Option<&'static str>,
     /// How long connections have after SIGTERM.
     pub drain: &'static str,
+    /// What is logged, as `MANTLE_LOG` has it.
+    pub log: &'static str,
     /// Lines that are added as they are.
     pub more: String,
 }
@@ -56,12 +58,13 @@ pub struct Agent {
     /// What it says of connections.
     pub records: Records,
     folder: PathBuf,
+    log: &'static str,
     process: Option<Process>,
 }
 
 impl Default for AgentSettings {
     fn default() -> Self {
-        Self { max_uses: 0, idle: "15s", ttl: None, drain: "2s", more: String::new() }
+        Self { max_uses: 0, idle: "15s", ttl: None, drain: "2s", log: "info,agent=debug", more: String::new() }
     }
 }
 
@@ -71,7 +74,7 @@ impl Agent {
         let (folder, node) = (world.folder().to_owned(), world.node(side).clone());
         let instance = format!("{}-{}", world.name(), side.letter());
         let records = Records::at(folder.join(format!("records-{}.jsonl", side.letter())));
-        let agent = Self { node, instance, records, folder, process: None };
+        let agent = Self { node, instance, records, folder, log: settings.log, process: None };
         agent.configure(world, settings);
         agent
     }
@@ -114,7 +117,7 @@ impl Agent {
         let _ = fs::remove_file(self.status_path());
         let name = format!("agent-{}", self.node.side.letter());
         let mut command = self.command(&[]);
-        command.env("MANTLE_LOG", env::var("MANTLE_LOG").unwrap_or_else(|_| "info,agent=debug".to_owned()));
+        command.env("MANTLE_LOG", self.log);
         self.process = Some(world.start(&name, &mut command));
     }
 

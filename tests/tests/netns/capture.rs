@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Direction, Mesh, Pod, Side};
+use agent_tests::{AgentSettings, Direction, Mesh, Pod, Settings, Side, wait};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 use std::os::fd::AsFd as _;
@@ -97,6 +97,20 @@ fn reconnected(pod: &Pod, destination: SocketAddr) -> TcpStream {
     assert!(socket.connect(&nobody.into()).is_err());
     socket.connect(&destination.into()).unwrap();
     traffic::patient(socket.into()).unwrap()
+}
+
+#[test]
+fn the_kernel_programs_lines_reach_the_agents_log() {
+    let agent = AgentSettings { log: "info,mantle_ebpf=debug", ..AgentSettings::default() };
+    let mut mesh = Mesh::start_with(&Settings { agent, ..Settings::default() });
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    assert_eq!(traffic::ask(&client, web.at(80), b"hello").unwrap(), b"hello");
+    let log = mesh.world.folder().join("agent-a.log");
+    wait::until("the line is in the log", || {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.contains("captured a connect to port 80").then_some(())
+    });
 }
 
 #[test]
