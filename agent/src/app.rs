@@ -83,6 +83,7 @@ pub fn run_agent(path: &Path) -> Result<(), AppError> {
     let config = agent_config(path)?;
     start_log();
     harden().map_err(system("cannot make the process non-dumpable"))?;
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(system("cannot start the runtime"))?;
     runtime.block_on(agent(config))
@@ -231,6 +232,16 @@ fn start_log() {
     let filter = EnvFilter::try_from_env("MANTLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // A second start in one process would fail; there is none.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Every connection takes two descriptors: use all that the system grants.
+fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the number of descriptors");
+    }
 }
 
 /// Keys live in this process: it leaves no core, and nobody but root may look into it.

@@ -195,9 +195,9 @@ impl Capture {
         if let Some(other) = self.pods.values().find(|other| other.cookie() == namespace.cookie()) {
             return Err(AttachError::Shared(other.uid().clone()));
         }
-        let index = self.index_for(&namespace, pod)?;
+        let (index, was_enrolled) = self.index_for(&namespace, pod)?;
         program::attach_to_pod(&self.pins, &namespace, index)?;
-        let attached = Arc::new(Attached::new(pod, namespace, index, Arc::clone(&self.maps))?);
+        let attached = Arc::new(Attached::new(pod, namespace, (index, was_enrolled), Arc::clone(&self.maps))?);
         self.pods.insert(pod.uid.clone(), Arc::clone(&attached));
         Ok(attached)
     }
@@ -235,17 +235,19 @@ impl Capture {
         self.maps.count(counter)
     }
 
-    fn index_for(&self, namespace: &Namespace, pod: &Pod) -> Result<u32, AttachError> {
+    /// The pod's index, and whether an agent before this one captured its connections.
+    fn index_for(&self, namespace: &Namespace, pod: &Pod) -> Result<(u32, bool), AttachError> {
         let known = self.maps.all_netns().map_err(AttachError::Kernel)?;
         if let Some((cookie, value)) = known.iter().find(|(cookie, _)| *cookie == namespace.cookie()) {
             if value.uid == maps::uid_bytes(&pod.uid) {
-                return Ok(value.pod_index);
+                return Ok((value.pod_index, value.state == agent_common::STATE_ENROLLED));
             }
             self.forget_namespace(*cookie, Some(value.pod_index)).map_err(AttachError::Kernel)?;
         }
         let mut used: HashSet<u32> = known.iter().map(|(_, value)| value.pod_index).collect();
         used.extend(self.pods.values().map(|pod| pod.index()));
-        (0..MAX_PODS).find(|index| !used.contains(index)).ok_or(AttachError::Full)
+        let free = (0..MAX_PODS).find(|index| !used.contains(index));
+        free.map(|index| (index, false)).ok_or(AttachError::Full)
     }
 
     fn forget_namespace(&self, cookie: u64, index: Option<u32>) -> io::Result<()> {

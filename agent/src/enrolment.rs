@@ -5,8 +5,8 @@
 //!                      │                      ▲                             │
 //!                      └─5 s, or CA says no─▶ refusing ───certificate───────┘
 //! ```
-//! *Held* pods are left alone, *refusing* ones are captured without a listener. A pod that is strict, or that was
-//! published before, is never held.
+//! *Held* pods are left alone, *refusing* ones are captured without a listener. A pod that is strict, that is
+//! published, or that an agent before this one captured, is never held.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -142,7 +142,7 @@ impl Enrolment {
             }
             match self.capture.attach(pod) {
                 Ok(attached) => {
-                    let guarded = pod.serving || pod.mode == Mode::Strict;
+                    let guarded = pod.serving || pod.mode == Mode::Strict || attached.was_enrolled();
                     let stage = if guarded { Stage::Refusing } else { Stage::Held };
                     let enrolled = Enrolled { pod: Arc::clone(pod), attached, stage, since: Instant::now() };
                     enrolled.write();

@@ -56,23 +56,34 @@ pub struct Attached {
     uid: PodUid,
     addresses: Vec<IpAddr>,
     index: u32,
+    was_enrolled: bool,
     pub(super) namespace: Namespace,
     pub(super) ports: Ports,
     pub(super) maps: Arc<Maps>,
 }
 
 impl Attached {
-    pub(super) fn new(pod: &Pod, namespace: Namespace, index: u32, maps: Arc<Maps>) -> Result<Self, AttachError> {
+    pub(super) fn new(
+        pod: &Pod,
+        namespace: Namespace,
+        (index, was_enrolled): (u32, bool),
+        maps: Arc<Maps>,
+    ) -> Result<Self, AttachError> {
         let ports = namespace.inside(Ports::of_current_namespace).map_err(AttachError::Kernel)?;
         if ports.inside_ephemeral() {
             warn!(pod = %pod.uid, "ip_local_port_range leaves no port for the agent's sockets; they can meet the pod's own");
         }
-        Ok(Self { uid: pod.uid.clone(), addresses: pod.addresses.clone(), index, namespace, ports, maps })
+        Ok(Self { uid: pod.uid.clone(), addresses: pod.addresses.clone(), index, was_enrolled, namespace, ports, maps })
     }
 
     /// The pod's UID.
     pub fn uid(&self) -> &PodUid {
         &self.uid
+    }
+
+    /// Whether an agent before this one captured its connections: they must not be let go in the clear now.
+    pub fn was_enrolled(&self) -> bool {
+        self.was_enrolled
     }
 
     /// The pod's addresses, primary first.

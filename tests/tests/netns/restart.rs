@@ -54,3 +54,26 @@ fn a_second_agent_of_the_same_instance_refuses_to_start() {
     assert!(said.contains("another agent runs as this instance"), "{said}");
     assert_eq!(traffic::ask(&client, web.at(80), b"undisturbed").unwrap(), b"undisturbed");
 }
+
+#[test]
+fn a_pod_that_was_captured_is_not_let_go_while_a_new_agent_waits_for_its_certificate() {
+    let mut mesh = Mesh::start();
+    let web = mesh.pod("web", Side::B);
+    let echo = Server::echo(&web, 80);
+    // Enrolled and serving, but not published yet: a first enrolment would leave it alone for some seconds.
+    let client = mesh.world.pod("client", Side::A);
+    mesh.change(|directory| {
+        directory.list(&client);
+    });
+    mesh.until_serving();
+    assert_eq!(traffic::ask(&client, web.at(80), b"before").unwrap(), b"before");
+    mesh.agent(Side::A).kill();
+    mesh.ca.kill();
+    let before = echo.accepted();
+    let Mesh { agents, world, .. } = &mut mesh;
+    agents[0].start(world);
+    mesh.in_force();
+    let refused = client.namespace.within(|| std::net::TcpStream::connect(web.at(80))).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(echo.accepted(), before);
+}
