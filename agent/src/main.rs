@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// Mutual TLS for every pod: no sidecar, no iptables, no change to the application.
 #[derive(Debug, Parser)]
-#[command(name = "mantle", version, about, max_term_width = 100)]
+#[command(name = "mantle", version, max_term_width = 100)]
 struct Command {
     #[command(subcommand)]
     part: Part,

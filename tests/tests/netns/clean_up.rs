@@ -1,7 +1,9 @@
 //! `mantle agent cleanup` removes everything of one instance, un-enrolling a pod everything of that pod.
 
+use agent_common::{Endpoint, Flow, FlowKey};
 use agent_tests::traffic::{self, Server};
 use agent_tests::{Mesh, Side};
+use aya::maps::{HashMap, Map, MapData};
 
 fn pins(mesh: &Mesh, side: usize) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(mesh.agents[side].pins().join("abi1")) else { return Vec::new() };
@@ -48,4 +50,39 @@ fn a_pod_that_is_withdrawn_leaves_nothing_behind() {
     assert_eq!((links(&mesh, 0), links(&mesh, 1)), (0, 0));
     assert_eq!(traffic::ask(&client, web.at(80), b"plain").unwrap(), b"plain");
     assert!(mesh.agents.iter().all(|agent| agent.records.all().is_empty()));
+}
+
+/// How many connections the kernel believes to be on their way to this agent, and on their way from it.
+fn on_their_way(mesh: &Mesh, side: usize) -> (usize, usize) {
+    let pinned = |name: &str| MapData::from_pin(mesh.agents[side].pins().join("abi1").join(name)).unwrap();
+    let flows: HashMap<_, FlowKey, Flow> = Map::HashMap(pinned("FLOWS")).try_into().unwrap();
+    let dials: HashMap<_, FlowKey, Endpoint> = Map::HashMap(pinned("DIALS")).try_into().unwrap();
+    (flows.keys().count(), dials.keys().count())
+}
+
+#[test]
+fn no_connection_leaves_anything_in_the_kernels_maps() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    for _ in 0..20 {
+        assert_eq!(traffic::ask(&client, web.at(80), b"served").unwrap(), b"served");
+        traffic::expect_reset(&mut traffic::connect(&client, web.at(9)).unwrap());
+        drop(traffic::connect(&client, web.at(80)).unwrap());
+    }
+    for side in [0, 1] {
+        agent_tests::wait::until("the maps are empty", || (on_their_way(&mesh, side) == (0, 0)).then_some(()));
+    }
+    // Nor do those that never reach an agent, and those that a killed agent had.
+    let _open = traffic::connect(&client, web.at(80)).unwrap();
+    mesh.agent(Side::A).kill();
+    mesh.agent(Side::B).kill();
+    for _ in 0..5 {
+        assert!(client.namespace.within(|| std::net::TcpStream::connect(web.at(80))).is_err());
+    }
+    mesh.restart(Side::A);
+    mesh.restart(Side::B);
+    for side in [0, 1] {
+        agent_tests::wait::until("the maps are empty again", || (on_their_way(&mesh, side) == (0, 0)).then_some(()));
+    }
 }
