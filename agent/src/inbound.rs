@@ -12,7 +12,8 @@ use agent_core::directory::Directory;
 use agent_core::policy::{Permit, VerifiedPeer, authorize_inbound};
 use agent_core::tunnel::{Acceptor, Bound, bind_open};
 use tokio::net::TcpStream;
-use tracing::info;
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
 
 use crate::capture::{ApplicationDial, Attached};
 use crate::failure::Failure;
@@ -24,9 +25,13 @@ use crate::secure::{self, Credentials};
 /// How long the application may take to accept.
 const DIAL: Duration = Duration::from_secs(10);
 
+/// Handshakes at once on one thread: strangers can begin them, and each costs memory for as long as it may take.
+const HANDSHAKES: usize = 1024;
+
 /// What the inbound tunnels of one thread share.
 pub struct Inbound {
     plane: Plane,
+    handshakes: Semaphore,
 }
 
 /// One secured tunnel into one of our pods.
@@ -40,7 +45,7 @@ struct Secured<'a> {
 impl Inbound {
     /// To be made on the thread that will use it.
     pub fn new(plane: Plane) -> Rc<Self> {
-        Rc::new(Self { plane })
+        Rc::new(Self { plane, handshakes: Semaphore::new(HANDSHAKES) })
     }
 }
 
@@ -48,6 +53,10 @@ impl Inbound {
 pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream, from: PeerAddr) {
     let plane = &inbound.plane;
     let Some(credentials) = plane.certificates.borrow().get(pod.uid()).cloned() else { return };
+    let Ok(turn) = inbound.handshakes.try_acquire() else {
+        warn!(pod = %pod.uid(), peer = %from, "refused a tunnel: {HANDSHAKES} handshakes are under way");
+        return;
+    };
     let channel = match secure::accept(socket, &credentials, &plane.trust()).await {
         Ok(channel) => channel,
         Err(error) => {
@@ -55,6 +64,7 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
             return;
         }
     };
+    drop(turn);
     let secured = Secured { plane, pod: &pod, credentials, from };
     let mut tunnel = Tunnel::new(channel, Acceptor::new());
     while let Some(request) = tunnel.next_open(&plane.drain).await {
