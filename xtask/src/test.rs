@@ -73,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
 /// Unit, property and documentation tests, in every crate.
 pub(crate) fn unit(filter: Option<&str>, count: &mut Count) -> Done {
     let mut cargo = cargo_test(filter);
-    counted(cargo.arg("--tests").args(named(|package| package != KERNEL_TESTS)?), count)?;
+    counted(cargo.args(["--lib", "--bins"]).args(named(|package| package != KERNEL_TESTS)?), count)?;
     counted(cargo_test(filter).arg("--doc"), count)
 }
 
