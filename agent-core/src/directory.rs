@@ -9,7 +9,7 @@ use crate::identity::{PodUid, SpiffeId, TrustDomain};
 
 mod text;
 
-pub use text::parse;
+pub use text::{object_name, parse};
 
 /// What a pod accepts besides mutual TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

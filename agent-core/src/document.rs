@@ -1,7 +1,8 @@
 //! How an operator's YAML is read: every mistake at its place with its fix, all at once.
 //!
-//! [`read`] makes a tree whose nodes know where they stand. A [`Section`] takes a mapping's keys out of it one by one; what
-//! is left over is an unknown key. Mistakes are collected in [`Problems`], and reading goes on, so that one run shows all.
+//! [`interpret`] makes a tree whose nodes know where they stand. A [`Section`] takes a mapping's keys out of it one by one;
+//! what is left over is an unknown key. Mistakes are collected in [`Problems`], and reading goes on, so that one run shows
+//! all of them, up to a limit: length, values, nesting and mistakes are bounded, whatever the text is.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -13,8 +14,18 @@ mod tree;
 
 pub use tree::{Node, Place, Value};
 
-/// No configuration or directory is longer than this many bytes.
-pub const LONGEST: usize = 64 * 1024 * 1024;
+/// No configuration or directory is longer than this many bytes: room for some 13 000 pods. The scanner holds a list in
+/// brackets whole, at 200 bytes for each byte of it.
+pub const LONGEST: usize = 4 * 1024 * 1024;
+
+/// More mistakes than this are only counted.
+const MOST_PROBLEMS: usize = 100;
+
+/// A longer text is cut where a problem shows it, in characters.
+const LONGEST_SHOWN: usize = 60;
+
+/// No length of time is longer than ten years: whoever adds one to a clock's time gets a time.
+const LONGEST_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,14 +36,21 @@ pub struct Problem {
     pub text: String,
 }
 
-/// Every mistake of a document, in the order of their places.
+/// Every mistake of a document, in the order of their places. Each is one line of text; of more than a hundred, the number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Error)]
-pub struct Problems(Vec<Problem>);
+pub struct Problems {
+    listed: Vec<Problem>,
+    more: usize,
+}
 
 impl Problems {
     /// Notes a mistake.
     pub fn add(&mut self, place: Place, text: impl Into<String>) {
-        self.0.push(Problem { place, text: text.into() });
+        if self.listed.len() < MOST_PROBLEMS {
+            self.listed.push(Problem { place, text: one_line(text.into()) });
+        } else {
+            self.more = self.more.saturating_add(1);
+        }
     }
 
     /// The value, if nothing was wrong.
@@ -41,30 +59,50 @@ impl Problems {
     /// All problems otherwise.
     pub fn or<T>(mut self, value: Option<T>) -> Result<T, Self> {
         match value {
-            Some(value) if self.0.is_empty() => Ok(value),
+            Some(value) if self.listed.is_empty() => Ok(value),
             _ => {
-                self.0.sort_by_key(|problem| problem.place);
+                self.listed.sort_by_key(|problem| problem.place);
                 Err(self)
             }
         }
     }
 
-    /// Each of them.
+    /// Each of them that is listed.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
-        self.0.iter()
+        self.listed.iter()
+    }
+
+    /// Whether what is added now is only counted.
+    fn is_full(&self) -> bool {
+        self.listed.len() >= MOST_PROBLEMS
     }
 }
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, problem) in self.0.iter().enumerate() {
+        for (at, problem) in self.listed.iter().enumerate() {
             if at > 0 {
                 writeln!(f)?;
             }
             write!(f, "  line {}: {}", problem.place, problem.text)?;
         }
+        if self.more > 0 {
+            write!(f, "\n  and {} more", self.more)?;
+        }
         Ok(())
     }
+}
+
+/// Reads one YAML document and what it means. `meaning` notes what is wrong, and may go on; what it returns counts only if
+/// nothing was.
+///
+/// # Errors
+/// Every mistake of the text and of its meaning. What is no YAML, or YAML that we refuse (aliases, too much of anything),
+/// is told alone.
+pub fn interpret<T>(text: &str, meaning: impl FnOnce(&Node, &mut Problems) -> Option<T>) -> Result<T, Problems> {
+    let (root, mut problems) = tree::read(text);
+    let value = root.and_then(|root| meaning(&root, &mut problems));
+    problems.or(value)
 }
 
 /// Reads one YAML document into a tree.
@@ -72,7 +110,8 @@ impl fmt::Display for Problems {
 /// # Errors
 /// What keeps it from being YAML, or is YAML that we refuse: aliases, duplicate keys, too much nesting or length.
 pub fn read(text: &str) -> Result<Node, Problems> {
-    tree::read(text)
+    let (root, problems) = tree::read(text);
+    problems.or(root)
 }
 
 /// A mapping whose keys are taken out one by one.
@@ -119,12 +158,16 @@ impl<'a> Section<'a> {
     /// Whatever was not taken is not known.
     pub fn end(self, problems: &mut Problems) {
         for (key, place, _) in &self.entries {
+            if problems.is_full() {
+                problems.add(*place, String::new());
+                continue;
+            }
             let nearest = self.known.iter().min_by_key(|known| distance(known, key));
             let hint = match nearest.filter(|known| distance(known, key) <= 2) {
                 Some(known) => format!("; did you mean `{known}`?"),
                 None => format!("; known here: {}", self.known.join(", ")),
             };
-            problems.add(*place, format!("unknown key `{key}`{hint}"));
+            problems.add(*place, format!("unknown key `{}`{hint}", shown(key)));
         }
     }
 }
@@ -138,7 +181,8 @@ impl Node {
         problems: &mut Problems,
     ) -> Option<T> {
         let text = self.text(what, problems)?;
-        parser(text).map_err(|error| problems.add(self.place, format!("{what}: {error} (found `{text}`)"))).ok()
+        let wrong = |error: E| format!("{what}: {error} (found `{}`)", shown(text));
+        parser(text).map_err(|error| problems.add(self.place, wrong(error))).ok()
     }
 
     /// Text; not empty.
@@ -188,6 +232,15 @@ impl Node {
         self.parse(what, parse_duration, problems)
     }
 
+    /// A length of time that is not shorter than `least`.
+    pub fn duration_from(&self, least: Duration, what: &str, problems: &mut Problems) -> Option<Duration> {
+        let parser = |text: &str| {
+            let duration = parse_duration(text)?;
+            if duration < least { Err(format!("must be {least:?} or longer")) } else { Ok(duration) }
+        };
+        self.parse(what, parser, problems)
+    }
+
     /// An IP address.
     pub fn ip(&self, what: &str, problems: &mut Problems) -> Option<IpAddr> {
         self.parse(what, |text| text.parse().map_err(|_| "must be an IP address"), problems)
@@ -206,17 +259,39 @@ impl Node {
 /// What the text should look like.
 pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     const FORM: &str = "must be a length of time such as 250ms, 15s, 10m or 12h";
+    const TOO_LONG: &str = "must be at most 87600h, which is ten years";
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or(FORM)?;
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| FORM)?;
-    let milliseconds = match unit {
-        "ms" => Some(number),
-        "s" => number.checked_mul(1000),
-        "m" => number.checked_mul(60 * 1000),
-        "h" => number.checked_mul(60 * 60 * 1000),
-        _ => None,
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        _ => return Err(FORM),
     };
-    milliseconds.map(Duration::from_millis).ok_or(FORM)
+    if number.is_empty() {
+        return Err(FORM);
+    }
+    let number: u64 = number.parse().map_err(|_| TOO_LONG)?;
+    let duration = number.checked_mul(milliseconds).map(Duration::from_millis);
+    duration.filter(|duration| *duration <= LONGEST_DURATION).ok_or(TOO_LONG)
+}
+
+/// A text as a problem shows it: not much longer than a line.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// A problem is one line of a list and of a log, whatever the document's author wrote into a name.
+fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
 }
 
 /// How many letters differ (Levenshtein).

@@ -197,6 +197,13 @@ mod tests {
         let listed = pod("web", "10.0.0.2");
         let id = "spiffe://test.mantle/ns/shop/sa/web";
         assert_eq!(agrees(&listed, &peer(id, Some("uid-web"))), Ok(()));
+        assert_eq!(agrees(&listed, &peer(id, None)), Ok(()));
         assert!(matches!(agrees(&listed, &peer(id, Some("uid-old"))), Err(Denial::OtherPod { .. })));
+        let other = "spiffe://test.mantle/ns/shop/sa/client";
+        for uid in [None, Some("uid-web")] {
+            assert!(matches!(agrees(&listed, &peer(other, uid)), Err(Denial::OtherIdentity { .. })));
+        }
+        let foreign = "spiffe://other.mantle/ns/shop/sa/web";
+        assert!(matches!(agrees(&listed, &peer(foreign, Some("uid-web"))), Err(Denial::OtherIdentity { .. })));
     }
 }

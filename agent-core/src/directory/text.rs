@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::{Directory, Fail, Mode, Pod};
-use crate::document::{Node, Place, Problems, Section, read};
+use crate::document::{Node, Place, Problems, Section, interpret};
 use crate::identity::{PodUid, SpiffeId, TrustDomain};
 
 /// Reads a directory file.
@@ -13,10 +13,7 @@ use crate::identity::{PodUid, SpiffeId, TrustDomain};
 /// # Errors
 /// Every mistake, each with its place and its fix.
 pub fn parse(text: &str) -> Result<Directory, Problems> {
-    let root = read(text)?;
-    let mut problems = Problems::default();
-    let directory = directory(&root, &mut problems);
-    problems.or(directory)
+    interpret(text, directory)
 }
 
 fn directory(root: &Node, problems: &mut Problems) -> Option<Directory> {
@@ -57,9 +54,10 @@ fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems)
     section.end(problems);
 
     let uid: Option<PodUid> = uid.and_then(|node| node.parse("`uid`", str::parse, problems));
-    let mut label = |node: Option<&Node>, what: &str| node.and_then(|node| node.parse(what, dns_name, problems));
-    let (name, namespace) = (label(name, "`name`"), label(namespace, "`namespace`"));
-    let (service_account, on) = (label(service_account, "`service_account`"), label(on, "`node`"));
+    let namespace = namespace.and_then(|node| node.parse("`namespace`", namespace_name, problems));
+    let mut named = |node: Option<&Node>, what: &str| node.and_then(|node| node.parse(what, object_name, problems));
+    let (name, service_account) = (named(name, "`name`"), named(service_account, "`service_account`"));
+    let on = named(on, "`node`");
     let netns = netns.map(|node| node.parse("`netns`", absolute, problems));
     let addresses = addresses.and_then(|node| addresses_of(node, problems));
     let modes = [("permissive", Mode::Permissive), ("strict", Mode::Strict)];
@@ -121,16 +119,30 @@ fn check_unique(nodes: &[Node], pods: &[Option<Pod>], problems: &mut Problems) {
     }
 }
 
-/// A Kubernetes object's name (RFC 1123 subdomain).
-fn dns_name(text: &str) -> Result<String, &'static str> {
-    let label = |part: &str| {
-        let inner = part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        !part.is_empty() && inner && !part.starts_with('-') && !part.ends_with('-')
-    };
-    if text.len() <= 253 && text.split('.').all(label) {
+/// The name of a pod, a node or a service account, as Kubernetes has them: RFC 1123 labels with dots between them. It is a
+/// valid segment of a SPIFFE ID's path as well.
+///
+/// # Errors
+/// What the text should look like.
+pub fn object_name(text: &str) -> Result<String, &'static str> {
+    if text.len() <= 253 && text.split('.').all(is_label) {
         return Ok(text.to_owned());
     }
     Err("must be a name of lower-case letters, digits, `-` and `.`, as Kubernetes has them")
+}
+
+/// A namespace's name is one label.
+fn namespace_name(text: &str) -> Result<String, &'static str> {
+    if is_label(text) {
+        return Ok(text.to_owned());
+    }
+    Err("must be at most 63 lower-case letters, digits and `-`, as Kubernetes has them")
+}
+
+/// A label (RFC 1123 §2.1, in lower case): 1 to 63 letters, digits and inner `-`.
+fn is_label(text: &str) -> bool {
+    let allowed = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    (1..=63).contains(&text.len()) && allowed && !text.starts_with('-') && !text.ends_with('-')
 }
 
 fn absolute(text: &str) -> Result<PathBuf, &'static str> {

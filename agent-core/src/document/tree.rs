@@ -5,10 +5,13 @@ use std::fmt;
 
 use saphyr_parser::{Event, Marker, Parser, Span, StrInput};
 
-use super::{LONGEST, Problems};
+use super::{LONGEST, Problems, shown};
 
 /// Deeper nesting than anything of ours has.
 const DEEPEST: usize = 16;
+
+/// More values than a directory of [`LONGEST`] bytes has, if it says anything.
+const MOST_NODES: usize = 1_000_000;
 
 /// A line and a column, both counted from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,20 +56,22 @@ impl From<&Marker> for Place {
     }
 }
 
-pub(super) fn read(text: &str) -> Result<Node, Problems> {
+/// The tree, unless the text can't be read at all, and what is wrong with it.
+pub(super) fn read(text: &str) -> (Option<Node>, Problems) {
     let mut problems = Problems::default();
     if text.len() > LONGEST {
-        problems.add(Place::default(), format!("longer than {LONGEST} bytes"));
-        return problems.or(None);
+        problems.add(Place { line: 1, column: 1 }, format!("longer than {LONGEST} bytes"));
+        return (None, problems);
     }
-    let mut reader = Reader { parser: Parser::new_from_str(text), problems };
+    let mut reader = Reader { parser: Parser::new_from_str(text), problems, nodes: 0 };
     let root = reader.document();
-    reader.problems.or(root)
+    (root, reader.problems)
 }
 
 struct Reader<'a> {
     parser: Parser<'a, StrInput<'a>>,
     problems: Problems,
+    nodes: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -112,10 +117,14 @@ impl<'a> Reader<'a> {
         if depth > DEEPEST {
             return self.fail(span, "nested too deeply");
         }
+        self.nodes += 1;
+        if self.nodes > MOST_NODES {
+            return self.fail(span, &format!("more than {MOST_NODES} values"));
+        }
         let value = match event {
             Event::Scalar(text, style, ..) => {
                 let plain = style == saphyr_parser::ScalarStyle::Plain;
-                if plain && ["", "~", "null"].contains(&&*text) {
+                if plain && ["", "~", "null", "Null", "NULL"].contains(&&*text) {
                     Value::Null
                 } else {
                     Value::Scalar(text.into_owned())
@@ -169,7 +178,7 @@ impl<'a> Reader<'a> {
             if seen.insert(key.clone()) {
                 entries.push((key, place, value));
             } else {
-                self.problems.add(place, format!("`{key}` is given twice"));
+                self.problems.add(place, format!("`{}` is given twice", shown(&key)));
             }
         }
     }

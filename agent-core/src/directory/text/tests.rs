@@ -60,7 +60,7 @@ fn every_mistake_has_its_place() {
     );
     check(
         &with(&POD.replace("namespace: shop", "namespace: ../x")),
-        &["line 6:16: `namespace`: must be a name of lower-case letters, digits, `-` and `.`, as Kubernetes has them \
+        &["line 6:16: `namespace`: must be at most 63 lower-case letters, digits and `-`, as Kubernetes has them \
          (found `../x`)"],
     );
     check(
@@ -71,6 +71,64 @@ fn every_mistake_has_its_place() {
         &with(POD).replace("services: []", "services: [{}]"),
         &["line 13:11: `services` must be empty: this version serves pods by their own addresses only"],
     );
+}
+
+#[test]
+fn names_are_what_kubernetes_takes_for_names() {
+    let long = "a".repeat(63);
+    for name in ["a", "0", "a-b", "ip-10-0-0-1.ec2.internal", &long, &[&*long; 3].join(".")] {
+        assert_eq!(object_name(name), Ok(name.to_owned()));
+    }
+    for name in
+        ["", "-a", "a-", "a..b", ".a", "a.", "A", "a_b", "a/b", "\u{e4}", &format!("{long}a"), &"a.".repeat(127)]
+    {
+        assert!(object_name(name).is_err(), "{name}");
+    }
+    for namespace in ["a.b", &format!("{long}a")] {
+        assert!(
+            parse(&with(&POD.replace("namespace: shop", &format!("namespace: {namespace}")))).is_err(),
+            "{namespace}"
+        );
+    }
+}
+
+#[test]
+fn an_address_must_be_one_that_other_pods_can_reach() {
+    let with_address = |address: &str| parse(&with(&POD.replace("10.77.2.10", &format!("'{address}'"))));
+    for address in ["10.0.0.1", "2001:db8::1", "fd00::1", "::ffff:10.0.0.1"] {
+        let directory = with_address(address).unwrap();
+        let canonical = address.parse::<IpAddr>().unwrap().to_canonical();
+        assert_eq!(directory.pods().next().unwrap().addresses, [canonical]);
+    }
+    let local = ["127.1.2.3", "0.0.0.0", "0.1.2.3", "169.254.1.1", "224.0.0.1", "255.255.255.255"];
+    let local6 = ["::1", "::", "fe80::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.1.1", "10.0.0.1/32", "x"];
+    for address in local.into_iter().chain(local6) {
+        assert!(with_address(address).is_err(), "{address}");
+    }
+    assert!(parse(&with(&POD.replace("[10.77.2.10]", "[]"))).is_err());
+    assert!(parse(&with(&POD.replace("/run/netns/web", "netns/web"))).is_err());
+}
+
+#[test]
+fn the_owner_of_before_keeps_a_contested_address() {
+    let pod = |uid: &str, addresses: &str| POD.trim_end().replace("0f2b8a52", uid).replace("10.77.2.10", addresses);
+    let address = "10.77.2.10".parse().unwrap();
+    let owner = |directory: &Directory| directory.by_address(address).unwrap().uid.as_str()[..8].to_owned();
+    let of = |pods: &[String]| parse(&with(&format!("{}\n", pods.concat()))).unwrap();
+
+    let before = of(&[pod("0f2b8a52", "10.77.2.10")]);
+    let contested = of(&[pod("ffffffff", "10.77.2.10"), pod("0f2b8a52", "10.77.2.10")]);
+    assert_eq!(owner(&contested), "ffffffff");
+    let contested = contested.after(&before);
+    assert_eq!(owner(&contested), "0f2b8a52");
+    let conflicts: Vec<_> = contested.conflicts().map(|found| found.claimant.uid.as_str()[..8].to_owned()).collect();
+    assert_eq!(conflicts, ["ffffffff"]);
+    // And so on in the next revision; until the owner leaves or gives the address up.
+    let newest = of(&[pod("ffffffff", "10.77.2.10"), pod("0f2b8a52", "10.77.2.10")]).after(&contested);
+    assert_eq!(owner(&newest), "0f2b8a52");
+    let given_up = of(&[pod("ffffffff", "10.77.2.10"), pod("0f2b8a52", "10.77.2.11")]).after(&newest);
+    assert_eq!(owner(&given_up), "ffffffff");
+    assert_eq!(given_up.conflicts().count(), 0);
 }
 
 #[test]
