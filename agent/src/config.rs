@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_core::document::{Node, Problems, Section, read};
+use agent_core::document::{Node, Problems, Section, interpret};
 use agent_core::identity::TrustDomain;
 
 use crate::capture::CaptureConfig;
@@ -49,10 +49,7 @@ impl Config {
     /// # Errors
     /// Every mistake, each with its place and its fix.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, Problems> {
-        let root = read(text)?;
-        let mut problems = Problems::default();
-        let config = config(&root, folder, &mut problems);
-        problems.or(config)
+        interpret(text, |root, problems| config(root, folder, problems))
     }
 }
 

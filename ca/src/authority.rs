@@ -34,6 +34,7 @@ pub(crate) struct Authority {
     trust_domain: TrustDomain,
     root: CertificateDer<'static>,
     root_key_hash: KeyHash,
+    issuing_key_hash: KeyHash,
     issuing: CertificateDer<'static>,
     issuing_end: OffsetDateTime,
     issuer: Issuer<'static, KeyPair>,
@@ -43,8 +44,8 @@ pub(crate) struct Authority {
 pub(crate) enum Subject<'a> {
     /// A pod: identity in the name, UID in the subject.
     Pod(&'a SpiffeId, &'a PodUid),
-    /// An agent's connections to this service.
-    Agent(&'a str),
+    /// An agent's connections to this service: its node, and the node's key that attested.
+    Agent(&'a str, &'a KeyHash),
     /// This service.
     Server,
 }
@@ -76,7 +77,10 @@ impl Authority {
                 params.distinguished_name.push(attribute, DnValue::PrintableString(uid));
                 identity.to_string()
             }
-            Subject::Agent(node) => format!("spiffe://{}/node/{node}/agent", self.trust_domain),
+            Subject::Agent(node, node_key) => {
+                params.distinguished_name.push(DnType::CommonName, crate::token::to_hex(*node_key));
+                format!("spiffe://{}/node/{node}/agent", self.trust_domain)
+            }
             Subject::Server => format!("spiffe://{}/ca/server", self.trust_domain),
         };
         params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(name).map_err(crypto)?)];
@@ -100,6 +104,11 @@ impl Authority {
     /// The hash of the root's key, by which nodes know the CA.
     pub(crate) fn root_key_hash(&self) -> KeyHash {
         self.root_key_hash
+    }
+
+    /// Whether the key is one of the CA's: nobody else can own it.
+    pub(crate) fn is_own_key(&self, key: &KeyHash) -> bool {
+        *key == self.root_key_hash || *key == self.issuing_key_hash
     }
 
     /// The trust domain that it certifies.
@@ -176,9 +185,10 @@ fn load(storage: &Storage, trust_domain: &TrustDomain) -> Result<Authority, CaEr
         return Err(damaged(name, "it does not belong to issuing.pem"));
     }
     let root_key_hash = Sha256::digest(parsed_root.public_key().raw).into();
+    let issuing_key_hash = Sha256::digest(parsed.public_key().raw).into();
     let issuing_end = OffsetDateTime::from_unix_timestamp(parsed.validity().not_after.timestamp()).map_err(crypto)?;
     let issuer = Issuer::from_ca_cert_der(&issuing, key).map_err(crypto)?;
-    Ok(Authority { trust_domain: trust_domain.clone(), root_key_hash, issuing_end, issuer, root, issuing })
+    Ok(Authority { trust_domain: trust_domain.clone(), root_key_hash, issuing_key_hash, issuing_end, issuer, root, issuing })
 }
 
 /// 128 bits, random, positive and not zero (RFC 5280 §4.1.2.2): nothing need be coordinated.

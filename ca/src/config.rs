@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_core::document::{Node, Problems, Section, read};
+use agent_core::document::{Node, Problems, Section, interpret};
 use agent_core::identity::TrustDomain;
+
+/// No certificate is asked for, or given, for less.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 /// Everything that `ca.yaml` says.
 #[derive(Clone, Debug)]
@@ -28,10 +31,7 @@ impl Config {
     /// # Errors
     /// Every mistake, each with its place and its fix.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, Problems> {
-        let root = read(text)?;
-        let mut problems = Problems::default();
-        let config = config(&root, folder, &mut problems);
-        problems.or(config)
+        interpret(text, |root, problems| config(root, folder, problems))
     }
 }
 
@@ -49,7 +49,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let state_dir = state_dir.and_then(|node| node.text("`state_dir`", problems)).map(|text| folder.join(text));
     let directory = directory.and_then(|node| node.text("`directory`", problems)).map(|text| folder.join(text));
     let twelve_hours = Duration::from_secs(12 * 60 * 60);
-    let leaf_ttl = leaf_ttl.map_or(Some(twelve_hours), |node| node.duration("`leaf_ttl`", problems));
+    let leaf_ttl = leaf_ttl.map_or(Some(twelve_hours), |node| node.duration_from(SHORTEST, "`leaf_ttl`", problems));
     Some(Config {
         trust_domain: trust_domain?,
         listen: listen?,
@@ -57,4 +57,63 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
         directory: directory?,
         leaf_ttl: leaf_ttl?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    const GOOD: &str = "
+trust_domain: demo.mantle
+listen: 10.77.0.1:15012
+state_dir: state
+directory: /srv/directory.yaml
+";
+
+    fn check(text: &str, expect: &[&str]) {
+        let problems = Config::parse(text, Path::new("/etc/mantle")).unwrap_err().to_string();
+        let found: Vec<&str> = problems.lines().map(str::trim).collect();
+        assert_eq!(found, expect, "{text}");
+    }
+
+    #[test]
+    fn a_configuration_is_read_and_paths_are_relative_to_its_file() {
+        let read = |text: &str| Config::parse(text, Path::new("/etc/mantle")).unwrap();
+        let config = read(GOOD);
+        assert_eq!(config.trust_domain.as_str(), "demo.mantle");
+        assert_eq!(config.listen, "10.77.0.1:15012".parse().unwrap());
+        assert_eq!(config.state_dir, Path::new("/etc/mantle/state"));
+        assert_eq!(config.directory, Path::new("/srv/directory.yaml"));
+        assert_eq!(config.leaf_ttl, Duration::from_secs(12 * 60 * 60));
+        assert_eq!(read(&format!("{GOOD}leaf_ttl: 6s\n")).leaf_ttl, Duration::from_secs(6));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        check(
+            "trust_domain: Demo\nlisten: 15012\nstate_dir: {}\nleaf_tll: 1h\nlisten: x\n",
+            &[
+                "line 1:1: `directory` is missing",
+                "line 1:15: `trust_domain`: the trust domain is empty or has a character outside [a-z0-9._-] (found `Demo`)",
+                "line 2:9: `listen`: must be an IP address and a port, such as 10.0.0.1:15012 (found `15012`)",
+                "line 3:12: `state_dir` must be text",
+                "line 4:1: unknown key `leaf_tll`; did you mean `leaf_ttl`?",
+                "line 5:1: `listen` is given twice",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_certificate_lives_neither_no_time_nor_for_ever() {
+        for (life, problem) in [
+            ("0s", "must be 1s or longer"),
+            ("999ms", "must be 1s or longer"),
+            ("87601h", "must be at most 87600h, which is ten years"),
+        ] {
+            let expect = format!("line 6:11: `leaf_ttl`: {problem} (found `{life}`)");
+            check(&format!("{GOOD}leaf_ttl: {life}\n"), &[&expect]);
+        }
+    }
 }

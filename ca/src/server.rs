@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use agent_core::identity::TrustDomain;
 use arc_swap::ArcSwap;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SubjectPublicKeyInfo};
 use rustls::crypto::aws_lc_rs;
@@ -17,8 +18,8 @@ use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{interval, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Sleep, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,6 +41,10 @@ use crate::wire::ca_server::CaServer;
 const SERVER_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const MOST_HANDSHAKES: usize = 256;
+/// Whoever has no certificate yet has this long for `Attest`.
+const STRANGER: Duration = Duration::from_secs(15);
+const MOST_STRANGERS: usize = 1024;
+const MOST_AGENTS: usize = 16 * 1024;
 const LARGEST_MESSAGE: usize = 512 * 1024;
 
 pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), CaError> {
@@ -75,6 +80,7 @@ async fn accept(
     connections: mpsc::Sender<io::Result<Connection>>,
 ) {
     let handshakes = Arc::new(Semaphore::new(MOST_HANDSHAKES));
+    let places = Places { strangers: semaphore(MOST_STRANGERS), agents: semaphore(MOST_AGENTS) };
     loop {
         // The permit is taken before the connection: what waits, waits in the kernel's queue.
         let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
@@ -82,24 +88,48 @@ async fn accept(
             Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "cannot accept");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
         let (tls, authority, connections) = (tls.clone(), Arc::clone(&authority), connections.clone());
+        let places = places.clone();
         tokio::spawn(async move {
             match timeout(HANDSHAKE, tls.accept(socket)).await {
-                Ok(Ok(stream)) => {
-                    let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-                    let caller = Caller::of(leaf, authority.trust_domain());
+                Ok(Ok(stream)) => match places.take(stream, authority.trust_domain()) {
                     // An error says that the server has stopped.
-                    let _ = connections.send(Ok(Connection { stream, caller })).await;
-                }
+                    Some(connection) => drop(connections.send(Ok(connection)).await),
+                    None => warn!(%peer, "too many connections: closed"),
+                },
                 Ok(Err(error)) => debug!(%peer, %error, "the TLS handshake failed"),
                 Err(_) => debug!(%peer, "the TLS handshake did not end in time"),
             }
             drop(permit);
         });
+    }
+}
+
+/// How many connections there may be. Strangers can't take the agents' places.
+#[derive(Clone)]
+struct Places {
+    strangers: Arc<Semaphore>,
+    agents: Arc<Semaphore>,
+}
+
+fn semaphore(places: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(places))
+}
+
+impl Places {
+    fn take(&self, stream: TlsStream<TcpStream>, trust_domain: &TrustDomain) -> Option<Connection> {
+        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let caller = Caller::of(leaf, trust_domain);
+        let (places, life) = match &caller.agent {
+            Some(agent) => (&self.agents, agent.left()),
+            None => (&self.strangers, STRANGER),
+        };
+        let place = Arc::clone(places).try_acquire_owned().ok()?;
+        Some(Connection { stream, caller, end: Box::pin(sleep(life)), _place: place })
     }
 }
 
@@ -162,10 +192,12 @@ async fn renew(certificate: Arc<ServerCertificate>, authority: Arc<Authority>) {
     }
 }
 
-/// A connection whose caller is known.
+/// A connection whose caller is known, for as long as it may be.
 struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
+    end: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Connected for Connection {
@@ -178,6 +210,9 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

@@ -1,10 +1,8 @@
 //! The four calls of `ca.v1`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use aws_lc_rs::rand::fill;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status};
@@ -13,9 +11,9 @@ use tracing::{info, warn};
 use crate::authority::{Authority, Subject};
 use crate::csr::proved_key;
 use crate::directory::DirectoryFile;
-use crate::peer::Caller;
+use crate::peer::{Agent, Caller};
 use crate::storage::Storage;
-use crate::token::JoinToken;
+use crate::token::{JoinToken, KeyHash};
 use crate::wire::ca_server::Ca;
 use crate::wire::sign_result::Result as Outcome;
 use crate::wire::{
@@ -23,9 +21,6 @@ use crate::wire::{
     SignRequest, SignResult, TrustReply, TrustRequest, attest_message,
 };
 
-/// How long a nonce is good, and how many may be out at once.
-const NONCE_LIFE: Duration = Duration::from_secs(30);
-const MOST_NONCES: usize = 4096;
 /// An agent's own certificate.
 const AGENT_LIFE: Duration = Duration::from_secs(60 * 60);
 /// Shorter lives are not given: clocks differ by more.
@@ -38,7 +33,6 @@ pub(crate) struct Service {
     storage: Storage,
     directory: Arc<DirectoryFile>,
     leaf_ttl: Duration,
-    nonces: Mutex<HashMap<[u8; 32], Instant>>,
 }
 
 impl Service {
@@ -48,38 +42,19 @@ impl Service {
         directory: Arc<DirectoryFile>,
         leaf_ttl: Duration,
     ) -> Self {
-        Self { authority, storage, directory, leaf_ttl, nonces: Mutex::default() }
+        Self { authority, storage, directory, leaf_ttl }
     }
 
-    fn challenge(&self) -> Result<[u8; 32], Status> {
-        let mut nonce = [0; 32];
-        fill(&mut nonce).map_err(|_| Status::internal("no randomness"))?;
-        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
-        nonces.retain(|_, made| made.elapsed() < NONCE_LIFE);
-        if nonces.len() >= MOST_NONCES {
-            return Err(Status::resource_exhausted("too many challenges are out; try again in a few seconds"));
-        }
-        nonces.insert(nonce, Instant::now());
-        Ok(nonce)
-    }
-
-    /// A nonce is spent by being looked for.
-    fn spend(&self, nonce: &[u8]) -> bool {
-        let Ok(nonce) = <[u8; 32]>::try_from(nonce) else { return false };
-        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
-        nonces.remove(&nonce).is_some_and(|made| made.elapsed() < NONCE_LIFE)
-    }
-
-    fn attest(&self, request: &AttestRequest) -> Result<AttestReply, Status> {
-        if !self.spend(&request.nonce) {
-            return Err(Status::unauthenticated("the nonce is not one of ours, was used, or is too old"));
+    fn attest(&self, caller: &Caller, request: &AttestRequest) -> Result<AttestReply, Status> {
+        if !caller.spend(&request.nonce) {
+            return Err(Status::unauthenticated("the nonce is not this connection's, or was used"));
         }
         let message = attest_message(&request.nonce, &request.node, &request.csr);
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &request.node_key)
             .verify(&message, &request.signature)
             .map_err(|_| Status::unauthenticated("the signature is not by the node's key"))?;
         let proved = proved_key(&request.csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let key_hash = Sha256::digest(&request.node_key).into();
+        let key_hash: KeyHash = Sha256::digest(&request.node_key).into();
         let admitted = self.storage.change(|state| {
             // A pinned node needs no token, and an old one in its configuration does no harm.
             let by_key = state.admit_by_key(&request.node, &key_hash);
@@ -96,14 +71,15 @@ impl Service {
             warn!(target: "audit", node = request.node, %error, "did not attest");
             Status::permission_denied(error.to_string())
         })?;
-        let subject = Subject::Agent(&request.node);
+        let subject = Subject::Agent(&request.node, &key_hash);
         let chain = self.authority.issue(&subject, &proved.key, AGENT_LIFE);
         let chain = chain.map_err(|error| Status::internal(error.to_string()))?;
         info!(target: "audit", node = request.node, "attested");
         Ok(AttestReply { chain: chain.iter().map(|certificate| certificate.to_vec()).collect() })
     }
 
-    fn sign(&self, node: &str, item: &SignItem) -> Result<Issued, Refused> {
+    fn sign(&self, agent: &Agent, item: &SignItem) -> Result<Issued, Refused> {
+        let node = agent.node.as_str();
         let refused = |reason: Reason, detail: &dyn std::fmt::Display| {
             warn!(target: "audit", node, pod = item.pod_uid, reason = reason.as_str_name(), %detail, "refused to sign");
             Refused { reason: reason.into(), detail: detail.to_string() }
@@ -116,6 +92,9 @@ impl Service {
             return Err(refused(Reason::NotOnNode, &format!("the CA's directory has the pod on node {}", pod.node)));
         }
         let proved = proved_key(&item.csr).map_err(|error| refused(Reason::BadCsr, &error))?;
+        if proved.hash == agent.own_key || self.authority.is_own_key(&proved.hash) {
+            return Err(refused(Reason::BadCsr, &"the key is an agent's or the CA's own"));
+        }
         let life = match item.ttl {
             0 => self.leaf_ttl,
             seconds => Duration::from_secs(seconds.into()).clamp(SHORTEST, self.leaf_ttl),
@@ -127,12 +106,16 @@ impl Service {
         Ok(Issued { chain: chain.iter().map(|certificate| certificate.to_vec()).collect() })
     }
 
-    fn sign_all(&self, node: &str, items: &[SignItem]) -> Result<SignReply, Status> {
-        let known = self.storage.change(|state| state.knows(node));
-        if !known.map_err(|error| Status::internal(error.to_string()))? {
-            return Err(Status::permission_denied("this node is not admitted any more"));
+    fn sign_all(&self, agent: &Agent, items: &[SignItem]) -> Result<SignReply, Status> {
+        // TLS has looked at the certificate once; the connection may be older than its end.
+        if agent.left().is_zero() {
+            return Err(Status::unauthenticated("the agent's certificate has ended: attest again"));
         }
-        let result = |item: &SignItem| match self.sign(node, item) {
+        let admitted = self.storage.change(|state| state.admit_by_key(&agent.node, &agent.node_key));
+        if admitted.map_err(|error| Status::internal(error.to_string()))?.is_err() {
+            return Err(Status::permission_denied("this node is not admitted any more with the key that attested"));
+        }
+        let result = |item: &SignItem| match self.sign(agent, item) {
             Ok(issued) => SignResult { result: Some(Outcome::Issued(issued)) },
             Err(refused) => SignResult { result: Some(Outcome::Refused(refused)) },
         };
@@ -142,25 +125,25 @@ impl Service {
 
 #[tonic::async_trait]
 impl Ca for Arc<Service> {
-    async fn challenge(&self, _: Request<ChallengeRequest>) -> Result<Response<ChallengeReply>, Status> {
-        let nonce = Service::challenge(self)?.to_vec();
-        Ok(Response::new(ChallengeReply { nonce }))
+    async fn challenge(&self, request: Request<ChallengeRequest>) -> Result<Response<ChallengeReply>, Status> {
+        let nonce = caller(&request)?.challenge().ok_or_else(|| Status::internal("no randomness"))?;
+        Ok(Response::new(ChallengeReply { nonce: nonce.to_vec() }))
     }
 
     async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<AttestReply>, Status> {
-        let (service, request) = (Self::clone(self), request.into_inner());
-        blocking(move || service.as_ref().attest(&request)).await?.map(Response::new)
+        let (service, caller, request) = (Self::clone(self), caller(&request)?, request.into_inner());
+        blocking(move || service.as_ref().attest(&caller, &request)).await?.map(Response::new)
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignReply>, Status> {
-        let node = request.extensions().get::<Caller>().and_then(|caller| caller.node.clone());
-        let node = node.ok_or_else(|| Status::unauthenticated("this call needs the certificate that Attest gives"))?;
+        let agent = caller(&request)?.agent;
+        let agent = agent.ok_or_else(|| Status::unauthenticated("this call needs the certificate that Attest gives"))?;
         let items = request.into_inner().items;
         if items.len() > MOST_ITEMS {
             return Err(Status::invalid_argument(format!("a batch has at most {MOST_ITEMS} items")));
         }
         let service = Self::clone(self);
-        blocking(move || service.as_ref().sign_all(&node, &items)).await?.map(Response::new)
+        blocking(move || service.as_ref().sign_all(&agent, &items)).await?.map(Response::new)
     }
 
     async fn trust(&self, _: Request<TrustRequest>) -> Result<Response<TrustReply>, Status> {
@@ -172,7 +155,42 @@ impl Ca for Arc<Service> {
     }
 }
 
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    request.extensions().get().cloned().ok_or_else(|| Status::internal("the connection's caller is not known"))
+}
+
 /// Files and signatures are no work for the threads that carry connections.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Status::internal("the work was given up"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn an_agents_certificate_is_good_to_its_end_and_no_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("directory.yaml");
+        std::fs::write(&file, "revision: 1\ntrust_domain: test.mantle\npods: []\n").unwrap();
+        let storage = Storage::open(&folder.path().join("state")).unwrap();
+        let domain = "test.mantle".parse().unwrap();
+        let authority = Arc::new(Authority::open(&storage, &domain).unwrap());
+        let directory = Arc::new(DirectoryFile::open(&file, &domain).unwrap());
+        let token = JoinToken::generate("node-a", [0; 32]);
+        let admitted = storage.change(|state| {
+            state.add_token(&token, Duration::from_secs(60));
+            state.admit_by_token("node-a", &token, &[1; 32])
+        });
+        admitted.unwrap().unwrap();
+        let service = Service::new(authority, storage, directory, Duration::from_secs(60));
+        let now = SystemTime::now();
+        let agent = |until| Agent { node: "node-a".into(), node_key: [1; 32], own_key: [2; 32], until };
+        let sign = |until| service.sign_all(&agent(until), &[]).map_err(|status| status.code());
+        assert!(sign(now + Duration::from_secs(60)).is_ok());
+        assert_eq!(sign(now - Duration::from_secs(1)).unwrap_err(), tonic::Code::Unauthenticated);
+    }
 }

@@ -166,11 +166,6 @@ impl State {
     pub(crate) fn admit_by_key(&self, node: &str, key: &KeyHash) -> Result<(), NotAdmitted> {
         if self.nodes.get(node) == Some(&to_hex(key)) { Ok(()) } else { Err(NotAdmitted::NotPinned) }
     }
-
-    /// Whether the node has a pinned key at all.
-    pub(crate) fn knows(&self, node: &str) -> bool {
-        self.nodes.contains_key(node)
-    }
 }
 
 fn state(path: &Path, source: io::Error) -> CaError {

@@ -54,13 +54,26 @@ pub fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).must("cannot set SO_LINGER");
 }
 
+/// Reads what there is. A read with a timeout is not begun again by the kernel when the thread is disturbed (signal(7)).
+///
+/// # Errors
+/// The stream's own.
+pub fn read(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
 /// Reads once and expects the connection's failure.
 ///
 /// # Panics
 /// If there is a clean end or data.
 #[track_caller]
 pub fn expect_reset(stream: &mut impl Read) {
-    match stream.read(&mut [0; 1024]) {
+    match read(stream, &mut [0; 1024]) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
         Ok(0) => panic!("a clean end of stream, where only a reset is true"),
         other => panic!("no reset: {other:?}"),
@@ -131,7 +144,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Sends back what it reads, up to the end; a connection that fails ends it too.
 pub fn echo(mut stream: TcpStream) {
     let mut buffer = vec![0; 64 << 10];
-    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+    while let Ok(read @ 1..) = read(&mut stream, &mut buffer) {
         if stream.write_all(&buffer[..read]).is_err() {
             return;
         }

@@ -100,8 +100,8 @@ impl ByHand {
         CaClient::new(connect(&self.place, certificate).await.unwrap())
     }
 
-    async fn request(&self, token: &str) -> (AttestRequest, Vec<u8>) {
-        let nonce = self.client(None).await.challenge(ChallengeRequest {}).await.unwrap().into_inner().nonce;
+    async fn request(&self, client: &mut CaClient<Channel>, token: &str) -> (AttestRequest, Vec<u8>) {
+        let nonce = client.challenge(ChallengeRequest {}).await.unwrap().into_inner().nonce;
         let fresh = key_request().unwrap();
         let name = self.node.name.clone();
         let signature = self.node.sign(&attest_message(&nonce, &name, &fresh.csr)).unwrap();
@@ -112,14 +112,24 @@ impl ByHand {
     }
 
     async fn attest(&self, token: &str) -> Result<AgentCertificate, Code> {
-        let (request, key) = self.request(token).await;
-        let reply = self.client(None).await.attest(request).await.map_err(|status| status.code())?;
+        let mut client = self.client(None).await;
+        let (request, key) = self.request(&mut client, token).await;
+        let reply = client.attest(request).await.map_err(|status| status.code())?;
         let chain = reply.into_inner().chain.into_iter().map(CertificateDer::from).collect();
         Ok(AgentCertificate { chain, key: key.into() })
     }
 
     async fn sign(&self, certificate: &AgentCertificate, pod: &str) -> Result<sign_result::Result, Code> {
-        let item = SignItem { pod_uid: pod.into(), csr: key_request().unwrap().csr, ttl: 600 };
+        self.sign_request(certificate, pod, key_request().unwrap().csr).await
+    }
+
+    async fn sign_request(
+        &self,
+        certificate: &AgentCertificate,
+        pod: &str,
+        csr: Vec<u8>,
+    ) -> Result<sign_result::Result, Code> {
+        let item = SignItem { pod_uid: pod.into(), csr, ttl: 600 };
         let mut client = self.client(Some(certificate)).await;
         let reply = client.sign(SignRequest { items: vec![item] }).await.map_err(|status| status.code())?;
         Ok(reply.into_inner().results.remove(0).result.unwrap())
@@ -202,6 +212,32 @@ async fn only_the_certificate_that_attest_gives_may_sign() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attestation_ends_with_the_pin_of_its_key() {
+    let ca = TestCa::start().await;
+    let token = ca.token("node-a");
+    let old = ByHand::new(&ca.node("node-a", "a", Some(&token)));
+    let old_agent = old.attest(&token).await.unwrap();
+    issued(old.sign(&old_agent, "uid-web").await);
+    // The node is set up anew: another key, by another token.
+    let token = ca.token("node-a");
+    let new = ByHand::new(&ca.node("node-a", "anew", Some(&token)));
+    let new_agent = new.attest(&token).await.unwrap();
+    issued(new.sign(&new_agent, "uid-web").await);
+    assert_eq!(old.sign(&old_agent, "uid-web").await.err(), Some(Code::PermissionDenied));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agents_own_key_never_becomes_a_pods() {
+    let ca = TestCa::start().await;
+    let token = ca.token("node-a");
+    let hand = ByHand::new(&ca.node("node-a", "a", Some(&token)));
+    let agent = hand.attest(&token).await.unwrap();
+    let own = rcgen::KeyPair::try_from(agent.key.as_slice()).unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&own).unwrap().der().to_vec();
+    assert_eq!(refused(hand.sign_request(&agent, "uid-web", csr).await), Reason::BadCsr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_good_for_one_key_of_one_node() {
     let ca = TestCa::start().await;
     let token = ca.token("node-a");
@@ -222,18 +258,21 @@ async fn an_attestation_cannot_be_said_again_or_bent() {
     let token = ca.token("node-a");
     let hand = ByHand::new(&ca.node("node-a", "a", Some(&token)));
     let mut client = hand.client(None).await;
-    let (request, _) = hand.request(&token).await;
+    let (request, _) = hand.request(&mut client, &token).await;
     client.attest(request.clone()).await.unwrap();
     assert_eq!(client.attest(request).await.unwrap_err().code(), Code::Unauthenticated, "the nonce is spent");
-    let (mut request, _) = hand.request(&token).await;
+    let (mut request, _) = hand.request(&mut client, &token).await;
     request.csr = key_request().unwrap().csr;
     assert_eq!(client.attest(request).await.unwrap_err().code(), Code::Unauthenticated, "another request");
-    let (mut request, _) = hand.request(&token).await;
+    let (mut request, _) = hand.request(&mut client, &token).await;
     request.node = "node-b".into();
     assert_eq!(client.attest(request).await.unwrap_err().code(), Code::Unauthenticated, "another node");
-    let (mut request, _) = hand.request(&token).await;
+    let (mut request, _) = hand.request(&mut client, &token).await;
     request.nonce = vec![0; 32];
     assert_eq!(client.attest(request).await.unwrap_err().code(), Code::Unauthenticated, "a nonce of its own");
+    let (request, _) = hand.request(&mut client, &token).await;
+    let elsewhere = hand.client(None).await.attest(request).await;
+    assert_eq!(elsewhere.unwrap_err().code(), Code::Unauthenticated, "another connection's nonce");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -109,10 +109,13 @@ impl CaVerifier {
         let name = format!("spiffe://{}/ca/server", self.place.trust_domain);
         let names = parsed.subject_alternative_name().ok().flatten();
         let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
-        if matches!(names, [GeneralName::URI(uri)] if *uri == name) {
-            return Ok(());
+        if !matches!(names, [GeneralName::URI(uri)] if *uri == name) {
+            return Err(CertificateError::NotValidForName);
         }
-        Err(CertificateError::NotValidForName)
+        match parsed.key_usage() {
+            Ok(Some(usage)) if usage.value.digital_signature() => Ok(()),
+            _ => Err(CertificateError::InvalidPurpose),
+        }
     }
 }
 

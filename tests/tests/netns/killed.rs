@@ -22,7 +22,7 @@ fn kill_in_the_middle(side: Side) -> (ErrorKind, ErrorKind) {
     stream.read_exact(&mut buffer).unwrap();
     mesh.agent(side).kill();
     let ended = loop {
-        match stream.read(&mut buffer) {
+        match traffic::read(&mut stream, &mut buffer) {
             Ok(0) => panic!("a clean end of a stream that nobody ended"),
             Ok(_) => {}
             Err(error) => break error.kind(),

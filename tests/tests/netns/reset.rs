@@ -15,7 +15,7 @@ fn the_clients_reset_reaches_the_server() {
         let mut byte = [0];
         stream.read_exact(&mut byte).unwrap();
         stream.write_all(&byte).unwrap();
-        tell.send(stream.read(&mut byte).map_err(|error| error.kind())).unwrap();
+        tell.send(traffic::read(&mut stream, &mut byte).map_err(|error| error.kind())).unwrap();
     });
     let mut stream = traffic::connect(&client, web.at(80)).unwrap();
     let own = stream.local_addr().unwrap();
