@@ -188,7 +188,15 @@ fn load(storage: &Storage, trust_domain: &TrustDomain) -> Result<Authority, CaEr
     let issuing_key_hash = Sha256::digest(parsed.public_key().raw).into();
     let issuing_end = OffsetDateTime::from_unix_timestamp(parsed.validity().not_after.timestamp()).map_err(crypto)?;
     let issuer = Issuer::from_ca_cert_der(&issuing, key).map_err(crypto)?;
-    Ok(Authority { trust_domain: trust_domain.clone(), root_key_hash, issuing_key_hash, issuing_end, issuer, root, issuing })
+    Ok(Authority {
+        trust_domain: trust_domain.clone(),
+        root_key_hash,
+        issuing_key_hash,
+        issuing_end,
+        issuer,
+        root,
+        issuing,
+    })
 }
 
 /// 128 bits, random, positive and not zero (RFC 5280 §4.1.2.2): nothing need be coordinated.

@@ -137,7 +137,8 @@ impl Ca for Arc<Service> {
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignReply>, Status> {
         let agent = caller(&request)?.agent;
-        let agent = agent.ok_or_else(|| Status::unauthenticated("this call needs the certificate that Attest gives"))?;
+        let agent =
+            agent.ok_or_else(|| Status::unauthenticated("this call needs the certificate that Attest gives"))?;
         let items = request.into_inner().items;
         if items.len() > MOST_ITEMS {
             return Err(Status::invalid_argument(format!("a batch has at most {MOST_ITEMS} items")));
