@@ -115,10 +115,9 @@ impl Agent {
     pub fn start_only(&mut self, world: &World) {
         // What the last process said must not be taken for this one's word.
         let _ = fs::remove_file(self.status_path());
-        let name = format!("agent-{}", self.node.side.letter());
         let mut command = self.command(&[]);
         command.env("MANTLE_LOG", self.log);
-        self.process = Some(world.start(&name, &mut command));
+        self.process = Some(world.start(&self.process_name(), &mut command));
     }
 
     /// Ends it by SIGKILL.
@@ -168,6 +167,12 @@ impl Agent {
         Status::read(&self.status_path())
     }
 
+    /// Everything that it has logged, across its restarts.
+    pub fn said(&self) -> String {
+        let path = self.folder.join(format!("{}.log", self.process_name()));
+        fs::read_to_string(&path).unwrap_or_default()
+    }
+
     /// Runs `mantle agent` with other words for the same configuration, to its end.
     pub fn run(&self, words: &[&str]) -> Output {
         self.command(words).output().must("cannot run mantle")
@@ -196,6 +201,10 @@ impl Agent {
 
     fn token_path(&self) -> PathBuf {
         self.file("token", "txt")
+    }
+
+    fn process_name(&self) -> String {
+        format!("agent-{}", self.node.side.letter())
     }
 
     fn file(&self, name: &str, kind: &str) -> PathBuf {

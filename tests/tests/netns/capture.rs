@@ -106,10 +106,8 @@ fn the_kernel_programs_lines_reach_the_agents_log() {
     let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
     let _echo = Server::echo(&web, 80);
     assert_eq!(traffic::ask(&client, web.at(80), b"hello").unwrap(), b"hello");
-    let log = mesh.world.folder().join("agent-a.log");
     wait::until("the line is in the log", || {
-        let text = std::fs::read_to_string(&log).unwrap();
-        text.contains("captured a connect to port 80").then_some(())
+        mesh.agents[0].said().contains("captured a connect to port 80").then_some(())
     });
 }
 

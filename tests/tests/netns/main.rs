@@ -9,6 +9,7 @@ mod clean_up;
 mod drain;
 mod enrolment;
 mod fails_closed;
+mod forged;
 mod half_close;
 mod identity;
 mod killed;
