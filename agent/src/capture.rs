@@ -149,22 +149,25 @@ impl Capture {
         pins.remove_all().map_err(|e| StartError::pins(&found, e))
     }
 
-    /// Sorts out what the pins hold: a namespace stays only if the directory still has that pod in that namespace.
-    /// All others are detached. To be called once, before the first [`Self::attach`].
+    /// Sorts out what the pins hold: a namespace stays only if the directory still has that pod in that namespace, or has
+    /// the pod and its namespace cannot be opened. All others are detached. To be called once, before the first [`Self::attach`].
     ///
     /// # Errors
     /// The system's, if the maps or pins can't be read or written.
     pub fn keep_only(&mut self, own: &[Arc<Pod>]) -> io::Result<()> {
-        let wanted: HashMap<u64, &Pod> = own
-            .iter()
-            .filter_map(|pod| {
-                let namespace = Namespace::open(pod.netns.as_deref()?, &self.home).ok()?;
-                Some((namespace.cookie(), &**pod))
-            })
-            .collect();
+        let mut wanted = HashMap::new();
+        let mut unreachable = HashSet::new();
+        for pod in own {
+            let opened = pod.netns.as_deref().map(|path| Namespace::open(path, &self.home));
+            match opened {
+                Some(Ok(namespace)) => _ = wanted.insert(namespace.cookie(), maps::uid_bytes(&pod.uid)),
+                // A pod that is listed is not let go because we cannot see it: it stays as it is, and refuses.
+                Some(Err(_)) | None => _ = unreachable.insert(maps::uid_bytes(&pod.uid)),
+            }
+        }
         let known = self.maps.all_netns()?;
         for (cookie, value) in &known {
-            let same = wanted.get(cookie).is_some_and(|pod| maps::uid_bytes(&pod.uid) == value.uid);
+            let same = wanted.get(cookie) == Some(&value.uid) || unreachable.contains(&value.uid);
             if !same {
                 self.forget_namespace(*cookie, Some(value.pod_index))?;
             }
@@ -178,7 +181,8 @@ impl Capture {
         Ok(())
     }
 
-    /// Puts a pod's namespace under our programs. Its connections are captured from [`Attached::enroll`] on.
+    /// Puts a pod's namespace under our programs. Its connections are captured from [`Attached::enroll`] on. A pod that is
+    /// attached already, and has other addresses now, is attached anew without a moment in between.
     ///
     /// # Errors
     /// [`AttachError`]: the pod is refused, and nothing of it is left in the kernel.
@@ -192,7 +196,8 @@ impl Capture {
         if self.forbidden.contains(&namespace.cookie()) {
             return Err(AttachError::NodeNamespace);
         }
-        if let Some(other) = self.pods.values().find(|other| other.cookie() == namespace.cookie()) {
+        let same_place = |other: &&Arc<Attached>| other.cookie() == namespace.cookie() && *other.uid() != pod.uid;
+        if let Some(other) = self.pods.values().find(same_place) {
             return Err(AttachError::Shared(other.uid().clone()));
         }
         let (index, was_enrolled) = self.index_for(&namespace, pod)?;
@@ -207,10 +212,15 @@ impl Capture {
     /// # Errors
     /// The system's, if a map or pin can't be written.
     pub fn detach(&mut self, uid: &PodUid) -> io::Result<()> {
-        match self.pods.remove(uid) {
-            Some(pod) => self.forget_namespace(pod.cookie(), Some(pod.index())),
-            None => Ok(()),
+        if let Some(pod) = self.pods.remove(uid) {
+            return self.forget_namespace(pod.cookie(), Some(pod.index()));
         }
+        // What an agent before this one attached, and this one could not.
+        let left = self.maps.all_netns()?.into_iter().filter(|(_, value)| value.uid == maps::uid_bytes(uid));
+        for (cookie, value) in left {
+            self.forget_namespace(cookie, Some(value.pod_index))?;
+        }
+        Ok(())
     }
 
     /// Tells the kernel which destinations are in the mesh: every address of every published pod.

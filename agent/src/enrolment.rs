@@ -85,7 +85,7 @@ impl Enrolment {
     pub async fn apply(&mut self, directory: &Directory, certificates: &Certificates) -> Result {
         let own: Vec<Arc<Pod>> = directory.pods_on(&self.node).cloned().collect();
         self.detach_gone(&own).await;
-        self.attach_new(&own);
+        self.attach_new(&own).await;
         self.wanted.send_if_modified(|wanted| {
             let now: Vec<_> = own.iter().map(|pod| (pod.uid.clone(), pod.identity.clone())).collect();
             let changed = *wanted != now;
@@ -115,10 +115,11 @@ impl Enrolment {
     }
 
     async fn detach_gone(&mut self, own: &[Arc<Pod>]) {
-        let same_place = |old: &Pod, new: &Pod| old.netns == new.netns && old.addresses == new.addresses;
-        let stays = |old: &Enrolled| own.iter().any(|new| new.uid == old.pod.uid && same_place(&old.pod, new));
-        let gone: Vec<PodUid> = self.pods.values().filter(|pod| !stays(pod)).map(|pod| pod.pod.uid.clone()).collect();
-        for uid in gone {
+        let stays = |old: &Enrolled| own.iter().any(|new| new.uid == old.pod.uid && new.netns == old.pod.netns);
+        let gone = self.pods.values().filter(|pod| !stays(pod)).map(|pod| pod.pod.uid.clone());
+        let listed: HashSet<&PodUid> = own.iter().map(|pod| &pod.uid).collect();
+        let left = self.refused.keys().filter(|uid| !listed.contains(uid)).cloned();
+        for uid in gone.chain(left).collect::<Vec<_>>() {
             self.workers.stop(&uid).await;
             if let Err(error) = self.capture.detach(&uid) {
                 error!(pod = %uid, %error, "cannot remove a pod's kernel state");
@@ -126,36 +127,51 @@ impl Enrolment {
             self.pods.remove(&uid);
             info!(pod = %uid, "un-enrolled");
         }
-        let listed: HashSet<&PodUid> = own.iter().map(|pod| &pod.uid).collect();
         self.refused.retain(|uid, _| listed.contains(uid));
     }
 
-    fn attach_new(&mut self, own: &[Arc<Pod>]) {
+    async fn attach_new(&mut self, own: &[Arc<Pod>]) {
         for pod in own {
-            if let Some(known) = self.pods.get_mut(&pod.uid) {
-                let changed = known.pod != *pod;
-                known.pod = Arc::clone(pod);
-                if changed {
-                    known.write();
-                }
-                continue;
-            }
-            match self.capture.attach(pod) {
-                Ok(attached) => {
-                    let guarded = pod.serving || pod.mode == Mode::Strict || attached.was_enrolled();
-                    let stage = if guarded { Stage::Refusing } else { Stage::Held };
-                    let enrolled = Enrolled { pod: Arc::clone(pod), attached, stage, since: Instant::now() };
-                    enrolled.write();
-                    self.pods.insert(pod.uid.clone(), enrolled);
-                    self.refused.remove(&pod.uid);
-                    info!(pod = %pod.uid, name = %pod.name, namespace = %pod.namespace, "attached");
-                }
-                Err(error) => {
-                    let reason = error.to_string();
-                    if self.refused.insert(pod.uid.clone(), reason.clone()).as_ref() != Some(&reason) {
-                        warn!(pod = %pod.uid, %error, "refused to enrol");
+            match self.pods.get_mut(&pod.uid) {
+                Some(known) if known.pod.addresses == pod.addresses => {
+                    let changed = known.pod != *pod;
+                    known.pod = Arc::clone(pod);
+                    if changed {
+                        known.write();
                     }
                 }
+                Some(_) => {
+                    // Captured all the while: with listeners for its old addresses, with none, with those for its new ones.
+                    if self.attach(pod) {
+                        self.workers.stop(&pod.uid).await;
+                    }
+                }
+                None => _ = self.attach(pod),
+            }
+        }
+    }
+
+    /// False if it is refused; a pod that was attached before then stays as it was.
+    fn attach(&mut self, pod: &Arc<Pod>) -> bool {
+        let since = self.pods.get(&pod.uid).filter(|known| known.stage == Stage::Held).map(|known| known.since);
+        match self.capture.attach(pod) {
+            Ok(attached) => {
+                let guarded = pod.serving || pod.mode == Mode::Strict || attached.was_enrolled();
+                let stage = if guarded { Stage::Refusing } else { Stage::Held };
+                let since = since.unwrap_or_else(Instant::now);
+                let enrolled = Enrolled { pod: Arc::clone(pod), attached, stage, since };
+                enrolled.write();
+                self.pods.insert(pod.uid.clone(), enrolled);
+                self.refused.remove(&pod.uid);
+                info!(pod = %pod.uid, name = %pod.name, namespace = %pod.namespace, "attached");
+                true
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                if self.refused.insert(pod.uid.clone(), reason.clone()).as_ref() != Some(&reason) {
+                    warn!(pod = %pod.uid, %error, "refused to enrol");
+                }
+                false
             }
         }
     }
@@ -196,7 +212,8 @@ impl Enrolment {
 
     fn pod_status(&self, pod: &Pod, certificates: &Certificates) -> PodStatus {
         let (state, reason) = match self.pods.get(&pod.uid) {
-            None => (PodState::Refused, self.refused.get(&pod.uid).cloned()),
+            _ if self.refused.contains_key(&pod.uid) => (PodState::Refused, self.refused.get(&pod.uid).cloned()),
+            None => (PodState::Refused, None),
             Some(enrolled) if enrolled.stage == Stage::Serving => (PodState::Serving, None),
             Some(_) if certificates.get(&pod.uid).is_some() => (PodState::Certified, None),
             Some(_) => (PodState::Attached, certificates.refusal(&pod.uid).map(str::to_owned)),

@@ -43,9 +43,9 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// The pod's valid certificate and key.
+    /// The pod's certificate and key, if they are valid now: whoever keeps them current may be waiting for the CA.
     pub fn get(&self, pod: &PodUid) -> Option<&Arc<Credentials>> {
-        self.held.get(pod)
+        self.held.get(pod).filter(|held| !held.has_ended())
     }
 
     /// Whether nothing has changed: the same generations, the same refusals.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent_core::directory::{Directory, Pod};
 use agent_core::identity::PodUid;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::TunnelConfig;
 use crate::drain::Drain;
@@ -17,6 +17,9 @@ use crate::secure::Trust;
 
 /// How long a connection waits for a directory that knows its peer: directories do not change at the same moment.
 const DIRECTORY_LAG: Duration = Duration::from_secs(3);
+
+/// A wait for a wall clock's time that is about to come must not become a busy loop.
+const A_MOMENT: Duration = Duration::from_millis(10);
 
 /// The data plane's view of the world. Cheap to clone; readers see one writer's snapshots.
 #[derive(Clone, Debug)]
@@ -87,10 +90,11 @@ impl Plane {
             if !permitted(&directory.borrow_and_update()) {
                 return Stop::Revoked;
             }
-            if certificates.borrow_and_update().get(pod).is_none() {
-                return Stop::CertificateGone;
-            }
+            // Its end comes by itself, whatever else happens: nobody need notice it for us.
+            let left = certificates.borrow_and_update().get(pod).map(|held| held.left());
+            let Some(left) = left else { return Stop::CertificateGone };
             let changed = tokio::select! {
+                () = sleep(left.max(A_MOMENT)) => continue,
                 changed = directory.changed() => changed,
                 changed = certificates.changed() => changed,
                 () = self.drain.over() => return Stop::Drained,

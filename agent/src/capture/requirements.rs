@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use aya::maps::MapType;
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 use thiserror::Error;
 
@@ -14,6 +17,32 @@ const CAPABILITIES: [(u32, &str, &str); 4] = [
     (21, "CAP_SYS_ADMIN", "to enter a pod's network namespace"),
     (38, "CAP_PERFMON", "to load programs that compare pointers"),
     (39, "CAP_BPF", "to load programs and make maps"),
+];
+
+/// What the programs are, each with the Linux release that brought it.
+const PROGRAMS: [(ProgramType, &str); 3] = [
+    (ProgramType::CgroupSockAddr, "cgroup socket address programs (Linux 4.17)"),
+    (ProgramType::SockOps, "sock_ops programs (Linux 4.13)"),
+    (ProgramType::SkLookup, "sk_lookup programs (Linux 5.9)"),
+];
+
+const MAPS: [(MapType, &str); 3] = [
+    (MapType::SockMap, "SOCKMAP (Linux 4.14)"),
+    (MapType::SkStorage, "socket storage (Linux 5.2)"),
+    (MapType::RingBuf, "ring buffers (Linux 5.8)"),
+];
+
+const HELPERS: [(ProgramType, BpfHelper, &str); 2] = [
+    (
+        ProgramType::CgroupSockAddr,
+        BpfHelper::BPF_FUNC_set_retval,
+        "bpf_set_retval in connect hooks (Linux 5.18): a refusal must read ECONNREFUSED",
+    ),
+    (
+        ProgramType::SockOps,
+        BpfHelper::BPF_FUNC_get_netns_cookie,
+        "bpf_get_netns_cookie in sock_ops (Linux 5.15)",
+    ),
 ];
 
 /// One thing that is missing, and what to do about it.
@@ -36,6 +65,9 @@ pub enum Missing {
     /// The configured cgroup is none.
     #[error("a cgroup2 directory at {} (from `cgroup`)", .0.display())]
     NotACgroup(PathBuf),
+    /// Something that the kernel is too old for, or was built without.
+    #[error("kernel feature {0}: use a newer kernel, or one that has it configured")]
+    Feature(&'static str),
     /// The kernel can't tell its types; programs with maps of typed values need it.
     #[error("BTF of the kernel at /sys/kernel/btf/vmlinux: use a kernel built with CONFIG_DEBUG_INFO_BTF")]
     Btf,
@@ -55,6 +87,7 @@ pub(super) fn check(config: &CaptureConfig) -> Result<PathBuf, Vec<Missing>> {
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         missing.push(Missing::Btf);
     }
+    missing.extend(missing_features().map(Missing::Feature));
     let cgroup = cgroup_root(config.cgroup.as_deref());
     match (cgroup, missing.is_empty()) {
         (Ok(cgroup), true) => Ok(cgroup),
@@ -71,6 +104,16 @@ fn missing_capabilities() -> Vec<Missing> {
     let effective = effective_capabilities(&status);
     let lacks = |&&(number, ..): &&(u32, &str, &str)| effective & (1 << number) == 0;
     CAPABILITIES.iter().filter(lacks).map(|&(_, name, why)| Missing::Capability { name, why }).collect()
+}
+
+/// By trying, since distributions carry features back. A probe that fails tells nothing, and is no reason to refuse:
+/// loading the programs will tell.
+fn missing_features() -> impl Iterator<Item = &'static str> {
+    let programs = PROGRAMS.into_iter().filter(|&(kind, _)| matches!(is_program_supported(kind), Ok(false)));
+    let maps = MAPS.into_iter().filter(|&(kind, _)| matches!(is_map_supported(kind), Ok(false)));
+    let helpers =
+        HELPERS.into_iter().filter(|&(kind, helper, _)| matches!(is_helper_supported(kind, helper), Ok(false)));
+    programs.map(|(_, what)| what).chain(maps.map(|(_, what)| what)).chain(helpers.map(|(.., what)| what))
 }
 
 fn effective_capabilities(status: &str) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::identity::{PodUid, SpiffeId};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
@@ -107,6 +108,17 @@ impl Credentials {
     /// When it ends, in seconds since 1970.
     pub fn not_after(&self) -> u64 {
         self.not_after
+    }
+
+    /// Whether it has ended by the clock as it is now. Without a clock it has.
+    pub fn has_ended(&self) -> bool {
+        self.left().is_zero()
+    }
+
+    /// How much longer it is valid, by the clock as it is now.
+    pub fn left(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::MAX);
+        Duration::from_secs(self.not_after).saturating_sub(now)
     }
 
     /// Counts up with each renewal.

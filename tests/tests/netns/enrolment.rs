@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Mesh, Mode, Side, wait};
+use agent_tests::{Capture, Mesh, Mode, Side, wait};
 
 #[test]
 fn enrolment_costs_no_request() {
@@ -71,4 +71,50 @@ fn of_two_pods_that_claim_one_address_the_newcomer_is_not_mapped() {
     let own = stream.local_addr().unwrap();
     drop(stream);
     mesh.agents[0].records.of_client(own).names("destination", &web);
+}
+
+#[test]
+fn a_pod_whose_addresses_change_is_never_let_go() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let echo = Server::echo(&web, 80);
+    let mut wire = Capture::on(&client.namespace, "eth0");
+    let (stop, address6) = (Arc::new(AtomicBool::new(false)), client.address6);
+    let trying = {
+        let (client, destination, stop) = (client.clone(), web.at(80), Arc::clone(&stop));
+        thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                // While its listeners change, it is refused.
+                let _ = traffic::ask(&client, destination, b"request");
+            }
+        })
+    };
+    for _ in 0..10 {
+        mesh.change(|directory| directory.entry(&client).addresses.push(address6.into()));
+        mesh.change(|directory| _ = directory.entry(&client).addresses.pop());
+    }
+    stop.store(true, Ordering::Relaxed);
+    trying.join().unwrap();
+    assert_eq!(traffic::ask(&client, web.at(80), b"served again").unwrap(), b"served again");
+    assert_eq!(wire.connections_to(80), 0, "not one SYN of plaintext");
+    assert!(echo.accepted() > 1);
+}
+
+#[test]
+fn a_listed_pod_whose_namespace_cannot_be_seen_stays_captured() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.pod("web", Side::B));
+    let echo = Server::echo(&web, 80);
+    mesh.agent(Side::A).kill();
+    mesh.change(|directory| directory.entry(&client).netns = "/run/netns/nowhere".into());
+    let Mesh { agents, world, .. } = &mut mesh;
+    agents[0].start(world);
+    mesh.in_force();
+    assert_eq!(mesh.agents[0].status().unwrap().state(&client), Some("refused"));
+    let refused = client.namespace.within(|| std::net::TcpStream::connect(web.at(80))).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(echo.accepted(), 0);
+    // When it leaves the directory it is let go.
+    mesh.change(|directory| directory.remove(&client));
+    assert_eq!(traffic::ask(&client, web.at(80), b"plain").unwrap(), b"plain");
 }
