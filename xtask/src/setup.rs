@@ -3,6 +3,7 @@
 //! Everything that is there already costs one look, so each command calls this first.
 
 mod ebpf;
+mod mounts;
 mod packages;
 mod tools;
 
@@ -28,6 +29,7 @@ pub(crate) fn run(purposes: &[For]) -> Done {
     if purposes.contains(&For::World) {
         needs_root()?;
         packages::install(&packages::WORLD)?;
+        mounts::mount_bpffs()?;
     }
     let mut found = Vec::new();
     if purposes.contains(&For::Build) {
