@@ -80,6 +80,8 @@ impl Pins {
             fs::remove_dir(&layout)?;
         }
         fs::remove_dir(&self.instance)?;
+        // Other instances may be there, and then it stays.
+        let _ = self.instance.parent().map(fs::remove_dir);
         Ok(removed)
     }
 }
