@@ -241,6 +241,15 @@ impl Node {
         self.parse(what, parser, problems)
     }
 
+    /// A length of time that is not longer than `most`.
+    pub fn duration_up_to(&self, most: Duration, what: &str, problems: &mut Problems) -> Option<Duration> {
+        let parser = |text: &str| {
+            let duration = parse_duration(text)?;
+            if duration > most { Err(format!("must be {most:?} or shorter")) } else { Ok(duration) }
+        };
+        self.parse(what, parser, problems)
+    }
+
     /// An IP address.
     pub fn ip(&self, what: &str, problems: &mut Problems) -> Option<IpAddr> {
         self.parse(what, |text| text.parse().map_err(|_| "must be an IP address"), problems)

@@ -117,7 +117,7 @@ pub fn authorize_outbound(directory: &Directory, source: &PodUid, route: &Route)
         return Err(Denial::OwnPodUnknown(source.clone()));
     }
     let listed = directory.by_address(route.next_hop.ip());
-    if listed.is_none_or(|pod| pod.uid != route.peer.uid) {
+    if listed.is_none_or(|pod| pod.uid != route.peer.uid || pod.identity != route.peer.identity) {
         return Err(Denial::PeerUnknown(route.peer.uid.to_string()));
     }
     Ok(Permit { policy: MESH, revision: directory.revision() })
@@ -181,13 +181,18 @@ mod tests {
     }
 
     #[test]
-    fn outbound_ends_when_the_address_goes_to_another_pod() {
+    fn outbound_ends_when_the_address_goes_to_another_pod_or_identity() {
         let before = directory(vec![pod("client", "10.0.0.1"), pod("web", "10.0.0.2")]);
         let source = before.by_uid(&"uid-client".parse().unwrap()).unwrap();
         let route = resolve(&before, source, OriginalDst::new("10.0.0.2:80".parse().unwrap())).unwrap();
         assert!(authorize_outbound(&before, &source.uid, &route).is_ok());
         let after = directory(vec![pod("client", "10.0.0.1"), pod("successor", "10.0.0.2")]);
         assert!(matches!(authorize_outbound(&after, &source.uid, &route), Err(Denial::PeerUnknown(_))));
+        let mut renamed = pod("web", "10.0.0.2");
+        renamed.identity = "spiffe://test.mantle/ns/shop/sa/other".parse().unwrap();
+        let under_another_identity = directory(vec![pod("client", "10.0.0.1"), renamed]);
+        let judged = authorize_outbound(&under_another_identity, &source.uid, &route);
+        assert!(matches!(judged, Err(Denial::PeerUnknown(_))));
         let without_us = directory(vec![pod("web", "10.0.0.2")]);
         assert!(matches!(authorize_outbound(&without_us, &source.uid, &route), Err(Denial::OwnPodUnknown(_))));
     }

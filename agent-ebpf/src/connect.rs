@@ -132,6 +132,9 @@ fn bind_and_choose<F: Family>(
     destination: &Endpoint,
 ) -> Result<Endpoint, Counter> {
     let own = Endpoint { addr: pod.addresses[0], port: CAPTURE_PORT, pad: [0; 6] };
+    if !is_v4(&own.addr) {
+        return Err(Counter::NoMemory);
+    }
     let spread = Endpoint { addr: spread(destination), port: CAPTURE_PORT, pad: [0; 6] };
     // SAFETY: the verifier holds `ctx->sk` valid and allows these loads of its documented fields.
     let (device, ip, port) = unsafe {

@@ -157,11 +157,13 @@ async fn agent(config: Config) -> Result<(), AppError> {
     run(&mut enrolment, &plane, &source, status, &mut stop).await;
 
     info!("stopping: listeners close, connections have {:?} to end; kernel state stays and refuses", config.drain);
-    enrolment.close().await;
-    drop((plane, identity, source));
+    let closed = enrolment.close().await;
+    drop(plane);
     if trigger.drain(config.drain).await == Drained::Deadline {
         warn!("connections were still open at the drain's deadline: they were reset");
     }
+    // Until here connections were judged by every new directory and certificate, and the instance was ours.
+    drop((closed, identity, source));
     let written = tokio::task::spawn_blocking(move || writer.finish());
     if tokio::time::timeout(LAST_TURN, written).await.is_err() {
         warn!("not every record was written");

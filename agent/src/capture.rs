@@ -28,7 +28,7 @@ mod requirements;
 mod syscall;
 
 pub use dial::{ApplicationDial, DialError};
-pub use listener::{CaptureError, Captured, InboundListener, OutboundListener};
+pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener};
 pub use pod::{AttachError, Attached};
 pub use requirements::Missing;
 
@@ -182,11 +182,14 @@ impl Capture {
     }
 
     /// Puts a pod's namespace under our programs. Its connections are captured from [`Attached::enroll`] on. A pod that is
-    /// attached already, and has other addresses now, is attached anew without a moment in between.
+    /// attached already, and has other addresses or another namespace now, is attached anew; what was is forgotten last.
     ///
     /// # Errors
     /// [`AttachError`]: the pod is refused, and nothing of it is left in the kernel.
     pub fn attach(&mut self, pod: &Arc<Pod>) -> Result<Arc<Attached>, AttachError> {
+        if pod.addresses.is_empty() {
+            return Err(AttachError::NoAddress);
+        }
         if pod.addresses.len() > agent_common::POD_ADDRESSES {
             return Err(AttachError::TooManyAddresses(pod.addresses.len()));
         }
@@ -200,10 +203,15 @@ impl Capture {
         if let Some(other) = self.pods.values().find(same_place) {
             return Err(AttachError::Shared(other.uid().clone()));
         }
+        if let Some(absent) = namespace.absent_address(&pod.addresses).map_err(AttachError::Kernel)? {
+            return Err(AttachError::NotThere(absent));
+        }
         let (index, was_enrolled) = self.index_for(&namespace, pod)?;
         program::attach_to_pod(&self.pins, &namespace, index)?;
         let attached = Arc::new(Attached::new(pod, namespace, (index, was_enrolled), Arc::clone(&self.maps))?);
         self.pods.insert(pod.uid.clone(), Arc::clone(&attached));
+        // Only now, so that there is no moment without it.
+        self.forget_pod(&pod.uid, Some(attached.cookie())).map_err(AttachError::Kernel)?;
         Ok(attached)
     }
 
@@ -212,13 +220,9 @@ impl Capture {
     /// # Errors
     /// The system's, if a map or pin can't be written.
     pub fn detach(&mut self, uid: &PodUid) -> io::Result<()> {
+        self.forget_pod(uid, None)?;
         if let Some(pod) = self.pods.remove(uid) {
-            return self.forget_namespace(pod.cookie(), Some(pod.index()));
-        }
-        // What an agent before this one attached, and this one could not.
-        let left = self.maps.all_netns()?.into_iter().filter(|(_, value)| value.uid == maps::uid_bytes(uid));
-        for (cookie, value) in left {
-            self.forget_namespace(cookie, Some(value.pod_index))?;
+            self.forget_namespace(pod.cookie(), Some(pod.index()))?;
         }
         Ok(())
     }
@@ -258,6 +262,17 @@ impl Capture {
         used.extend(self.pods.values().map(|pod| pod.index()));
         let free = (0..MAX_PODS).find(|index| !used.contains(index));
         free.map(|index| (index, false)).ok_or(AttachError::Full)
+    }
+
+    /// Forgets every namespace that the kernel knows as this pod's, but for one: also what an agent before this one
+    /// attached, and this one could not.
+    fn forget_pod(&self, uid: &PodUid, but: Option<u64>) -> io::Result<()> {
+        let known = self.maps.all_netns()?.into_iter();
+        for (cookie, value) in known.filter(|(cookie, value)| value.uid == maps::uid_bytes(uid) && Some(*cookie) != but)
+        {
+            self.forget_namespace(cookie, Some(value.pod_index))?;
+        }
+        Ok(())
     }
 
     fn forget_namespace(&self, cookie: u64, index: Option<u32>) -> io::Result<()> {

@@ -34,6 +34,9 @@ pub struct Config {
     pub tunnel: TunnelConfig,
 }
 
+/// The far end closes a tunnel that has been idle for 60 s, and must never be the first.
+const LONGEST_IDLE: Duration = Duration::from_secs(45);
+
 /// How tunnels are used.
 #[derive(Clone, Debug)]
 pub struct TunnelConfig {
@@ -137,7 +140,7 @@ fn tunnel_config(node: Option<&Node>, problems: &mut Problems) -> Option<TunnelC
     section.end(problems);
     let small = |text: &str| text.parse::<u32>().map_err(|_| "must be a whole number, 0 (no limit) or more");
     let max_uses = max_uses.map_or(Some(0), |node| node.parse("`tunnel.max_uses`", small, problems));
-    let idle = idle.map_or(Some(defaults.idle), |node| node.duration("`tunnel.idle`", problems));
+    let idle = idle.map_or(Some(defaults.idle), |node| node.duration_up_to(LONGEST_IDLE, "`tunnel.idle`", problems));
     Some(TunnelConfig { max_uses: max_uses?, idle: idle? })
 }
 
@@ -205,7 +208,7 @@ tunnel:
         let text = GOOD
             .replace("instance: node-a", "instance: ../x")
             .replace("10.77.0.1:15012", "ca.example")
-            .replace("max_uses: 1", "max_use: 1")
+            .replace("max_uses: 1", "max_use: 1\n  idle: 46s")
             .replace("state_dir: state\n", "");
         let problems = Config::parse(&text, Path::new("/")).unwrap_err().to_string();
         let found: Vec<&str> = problems.lines().map(str::trim).collect();
@@ -216,6 +219,7 @@ tunnel:
                 "line 2:11: `instance`: must be 1 to 32 of a-z, 0-9 and `-` (found `../x`)",
                 "line 9:12: `ca.address`: must be an IP address and a port, such as 10.0.0.1:15012 (found `ca.example`)",
                 "line 12:3: unknown key `max_use`; did you mean `max_uses`?",
+                "line 13:9: `tunnel.idle`: must be 45s or shorter (found `46s`)",
             ]
         );
     }

@@ -9,6 +9,7 @@
 //! published, or that an agent before this one captured, is never held.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,11 @@ use crate::worker::Workers;
 /// How long a running pod may wait for its first certificate before its connections to the mesh are refused.
 const HOLD: Duration = Duration::from_secs(5);
 
+/// What went wrong is tried again after this, then after twice as long, and so on.
+const RETRY: Duration = Duration::from_secs(1);
+/// But never later than after this.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
 /// The one writer of the node's kernel state.
 pub struct Enrolment {
     node: String,
@@ -33,6 +39,15 @@ pub struct Enrolment {
     wanted: watch::Sender<Vec<(PodUid, SpiffeId)>>,
     pods: HashMap<PodUid, Enrolled>,
     refused: HashMap<PodUid, String>,
+    /// The last revision that the kernel took whole.
+    in_force: u64,
+    retry: Option<Retry>,
+}
+
+/// What connections that are still under way need: the instance's lock, and certificates that are renewed.
+pub struct Closed {
+    _capture: Capture,
+    _wanted: watch::Sender<Vec<(PodUid, SpiffeId)>>,
 }
 
 struct Enrolled {
@@ -40,6 +55,10 @@ struct Enrolled {
     attached: Arc<Attached>,
     stage: Stage,
     since: Instant,
+    /// Why the kernel does not know it as it should.
+    unwritten: Option<String>,
+    /// Why it does not serve, although it has a certificate.
+    deaf: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,12 +68,18 @@ enum Stage {
     Serving,
 }
 
+#[derive(Clone, Copy)]
+struct Retry {
+    at: Instant,
+    after: Duration,
+}
+
 /// What came of a revision on this node.
 #[derive(Debug, Default)]
 pub struct Result {
-    /// The revision that is in force, the kernel's part included.
+    /// The last revision that is in force, the kernel's part included.
     pub revision: u64,
-    /// What went wrong with the kernel's part, if something did.
+    /// What keeps a newer one from being in force, if something does.
     pub problem: Option<String>,
     /// Each of the node's pods.
     pub pods: Vec<PodStatus>,
@@ -68,7 +93,7 @@ impl Enrolment {
         workers: Workers,
         wanted: watch::Sender<Vec<(PodUid, SpiffeId)>>,
     ) -> Self {
-        Self { node, capture, workers, wanted, pods: HashMap::new(), refused: HashMap::new() }
+        Self { node, capture, workers, wanted, pods: HashMap::new(), refused: HashMap::new(), in_force: 0, retry: None }
     }
 
     /// Detaches what the pins hold beyond the directory. Once, before the first [`Self::apply`].
@@ -83,9 +108,9 @@ impl Enrolment {
     /// Brings the node to what directory and certificates say. Idempotent: to be called on every change of either, and
     /// when [`Self::next_deadline`] comes.
     pub async fn apply(&mut self, directory: &Directory, certificates: &Certificates) -> Result {
-        let own: Vec<Arc<Pod>> = directory.pods_on(&self.node).cloned().collect();
-        self.detach_gone(&own).await;
-        self.attach_new(&own).await;
+        let own: Vec<Arc<Pod>> = directory.pods_on(&self.node).map(|pod| owned(directory, pod)).collect();
+        let mut problems = self.detach_gone(&own).await;
+        self.attach_listed(&own).await;
         self.wanted.send_if_modified(|wanted| {
             let now: Vec<_> = own.iter().map(|pod| (pod.uid.clone(), pod.identity.clone())).collect();
             let changed = *wanted != now;
@@ -96,52 +121,72 @@ impl Enrolment {
         for uid in uids {
             self.advance(&uid, certificates).await;
         }
-        let problem = self.capture.set_mesh(directory).err().map(|error| {
-            error!(%error, "cannot write the mesh's destinations");
-            format!("the kernel did not take the mesh's destinations: {error}")
-        });
-        Result { revision: directory.revision(), problem, pods: self.status(&own, certificates) }
+        if let Err(error) = self.capture.set_mesh(directory) {
+            problems.push(format!("the kernel did not take the mesh's destinations: {error}"));
+        }
+        problems.extend(self.pods.values().filter_map(|pod| pod.unwritten.clone()));
+        if problems.is_empty() {
+            self.in_force = directory.revision();
+        }
+        problems.iter().for_each(|problem| error!(problem, revision = directory.revision(), "not in force"));
+        let deaf = self.pods.values().any(|pod| pod.deaf.is_some());
+        self.retry_if(!problems.is_empty() || deaf || !self.refused.is_empty());
+        let problem = (!problems.is_empty()).then(|| problems.join("; "));
+        Result { revision: self.in_force, problem, pods: self.status(&own, certificates) }
     }
 
     /// When [`Self::apply`] is due without any change.
     pub fn next_deadline(&self) -> Option<Instant> {
         let held = self.pods.values().filter(|pod| pod.stage == Stage::Held);
-        held.map(|pod| pod.since + HOLD).min()
+        held.map(|pod| pod.since + HOLD).chain(self.retry.map(|retry| retry.at)).min()
+    }
+
+    fn retry_if(&mut self, needed: bool) {
+        let after = match self.retry {
+            _ if !needed => return self.retry = None,
+            // It is not due yet: something else has changed meanwhile.
+            Some(retry) if Instant::now() < retry.at => return,
+            Some(retry) => (retry.after * 2).min(LONGEST_RETRY),
+            None => RETRY,
+        };
+        self.retry = Some(Retry { at: Instant::now() + after, after });
     }
 
     /// Closes every listener: from now on the kernel refuses, as if the agent were gone. Kernel state stays.
-    pub async fn close(mut self) {
+    pub async fn close(mut self) -> Closed {
         self.workers.stop_all().await;
+        Closed { _capture: self.capture, _wanted: self.wanted }
     }
 
-    async fn detach_gone(&mut self, own: &[Arc<Pod>]) {
-        let stays = |old: &Enrolled| own.iter().any(|new| new.uid == old.pod.uid && new.netns == old.pod.netns);
-        let gone = self.pods.values().filter(|pod| !stays(pod)).map(|pod| pod.pod.uid.clone());
+    async fn detach_gone(&mut self, own: &[Arc<Pod>]) -> Vec<String> {
         let listed: HashSet<&PodUid> = own.iter().map(|pod| &pod.uid).collect();
-        let left = self.refused.keys().filter(|uid| !listed.contains(uid)).cloned();
-        for uid in gone.chain(left).collect::<Vec<_>>() {
+        let known: HashSet<&PodUid> = self.pods.keys().chain(self.refused.keys()).collect();
+        let gone: Vec<PodUid> = known.into_iter().filter(|uid| !listed.contains(uid)).cloned().collect();
+        let mut problems = Vec::new();
+        for uid in gone {
             self.workers.stop(&uid).await;
-            if let Err(error) = self.capture.detach(&uid) {
-                error!(pod = %uid, %error, "cannot remove a pod's kernel state");
+            match self.capture.detach(&uid) {
+                Ok(()) => {
+                    self.pods.remove(&uid);
+                    self.refused.remove(&uid);
+                    info!(pod = %uid, "un-enrolled");
+                }
+                Err(error) => problems.push(format!("pod {uid} cannot be removed from the kernel: {error}")),
             }
-            self.pods.remove(&uid);
-            info!(pod = %uid, "un-enrolled");
         }
-        self.refused.retain(|uid, _| listed.contains(uid));
+        problems
     }
 
-    async fn attach_new(&mut self, own: &[Arc<Pod>]) {
+    async fn attach_listed(&mut self, own: &[Arc<Pod>]) {
         for pod in own {
+            let same_place = |known: &Pod| known.addresses == pod.addresses && known.netns == pod.netns;
             match self.pods.get_mut(&pod.uid) {
-                Some(known) if known.pod.addresses == pod.addresses => {
-                    let changed = known.pod != *pod;
-                    known.pod = Arc::clone(pod);
-                    if changed {
-                        known.write();
-                    }
+                Some(known) if same_place(&known.pod) => {
+                    self.refused.remove(&pod.uid);
+                    known.follow(pod);
                 }
                 Some(_) => {
-                    // Captured all the while: with listeners for its old addresses, with none, with those for its new ones.
+                    // Captured all the while: with listeners for its old place, with none, with those for its new one.
                     if self.attach(pod) {
                         self.workers.stop(&pod.uid).await;
                     }
@@ -156,10 +201,11 @@ impl Enrolment {
         let since = self.pods.get(&pod.uid).filter(|known| known.stage == Stage::Held).map(|known| known.since);
         match self.capture.attach(pod) {
             Ok(attached) => {
-                let guarded = pod.serving || pod.mode == Mode::Strict || attached.was_enrolled();
+                let guarded = is_guarded(pod) || attached.was_enrolled();
                 let stage = if guarded { Stage::Refusing } else { Stage::Held };
                 let since = since.unwrap_or_else(Instant::now);
-                let enrolled = Enrolled { pod: Arc::clone(pod), attached, stage, since };
+                let mut enrolled =
+                    Enrolled { pod: Arc::clone(pod), attached, stage, since, unwritten: None, deaf: None };
                 enrolled.write();
                 self.pods.insert(pod.uid.clone(), enrolled);
                 self.refused.remove(&pod.uid);
@@ -180,20 +226,22 @@ impl Enrolment {
         let Some(enrolled) = self.pods.get_mut(uid) else { return };
         let certified = certificates.get(uid).is_some();
         match (enrolled.stage, certified) {
-            (Stage::Serving, true) => {}
+            (Stage::Serving, true) | (Stage::Refusing, false) => {}
             (Stage::Serving, false) => {
                 enrolled.stage = Stage::Refusing;
                 self.workers.stop(uid).await;
                 warn!(pod = %uid, "no valid certificate: its connections are refused");
             }
-            (Stage::Held | Stage::Refusing, true) => match self.workers.serve(&enrolled.attached).await {
-                Ok(()) => {
-                    enrolled.stage = Stage::Serving;
-                    enrolled.write();
-                    info!(pod = %uid, "serving");
+            (Stage::Held | Stage::Refusing, true) => {
+                let served = self.workers.serve(&enrolled.attached).await;
+                enrolled.stage = if served.is_ok() { Stage::Serving } else { Stage::Refusing };
+                enrolled.deaf = served.err().map(|error| format!("cannot listen in the pod: {error}"));
+                enrolled.write();
+                match &enrolled.deaf {
+                    None => info!(pod = %uid, "serving"),
+                    Some(reason) => error!(pod = %uid, reason, "its connections are refused"),
                 }
-                Err(error) => error!(pod = %uid, %error, "cannot listen in the pod"),
-            },
+            }
             (Stage::Held, false) => {
                 let denied = certificates.refusal(uid).is_some();
                 if denied || enrolled.since.elapsed() >= HOLD {
@@ -202,7 +250,9 @@ impl Enrolment {
                     warn!(pod = %uid, "no certificate: its connections to the mesh are refused");
                 }
             }
-            (Stage::Refusing, false) => {}
+        }
+        if enrolled.unwritten.is_some() {
+            enrolled.write();
         }
     }
 
@@ -215,7 +265,7 @@ impl Enrolment {
             _ if self.refused.contains_key(&pod.uid) => (PodState::Refused, self.refused.get(&pod.uid).cloned()),
             None => (PodState::Refused, None),
             Some(enrolled) if enrolled.stage == Stage::Serving => (PodState::Serving, None),
-            Some(_) if certificates.get(&pod.uid).is_some() => (PodState::Certified, None),
+            Some(enrolled) if certificates.get(&pod.uid).is_some() => (PodState::Certified, enrolled.deaf.clone()),
             Some(_) => (PodState::Attached, certificates.refusal(&pod.uid).map(str::to_owned)),
         };
         PodStatus { uid: pod.uid.clone(), pod: format!("{}/{}", pod.namespace, pod.name), state, reason }
@@ -223,14 +273,39 @@ impl Enrolment {
 }
 
 impl Enrolled {
-    /// Tells the kernel. A failure leaves the old entry, or none; it is tried again with the next change.
-    fn write(&self) {
+    /// Takes up what the directory says of it now; where it is has not changed.
+    fn follow(&mut self, pod: &Arc<Pod>) {
+        if self.pod == *pod {
+            return;
+        }
+        self.pod = Arc::clone(pod);
+        if self.stage == Stage::Held && is_guarded(pod) {
+            self.stage = Stage::Refusing;
+        }
+        self.write();
+    }
+
+    /// Tells the kernel. A failure leaves the old entry, or none; it is tried again.
+    fn write(&mut self) {
         let result = match self.stage {
             Stage::Held => self.attached.hold(&self.pod),
             Stage::Refusing | Stage::Serving => self.attached.enroll(&self.pod),
         };
-        if let Err(error) = result {
-            error!(pod = %self.pod.uid, %error, "cannot tell the kernel of a pod");
-        }
+        self.unwritten = result.err().map(|error| format!("the kernel was not told of pod {}: {error}", self.pod.uid));
     }
+}
+
+/// Whether a pod must not be left alone, not even until it has a certificate.
+fn is_guarded(pod: &Pod) -> bool {
+    pod.serving || pod.mode == Mode::Strict
+}
+
+/// The pod with those of its addresses that are its own: an address that another pod keeps is not.
+fn owned(directory: &Directory, pod: &Arc<Pod>) -> Arc<Pod> {
+    let is_its_own = |address: &IpAddr| directory.by_address(*address).is_some_and(|owner| owner.uid == pod.uid);
+    if pod.addresses.iter().all(is_its_own) {
+        return Arc::clone(pod);
+    }
+    let addresses = pod.addresses.iter().copied().filter(is_its_own).collect();
+    Arc::new(Pod { addresses, ..Pod::clone(pod) })
 }

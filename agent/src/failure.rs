@@ -87,16 +87,27 @@ impl From<RefuseReason> for Failure {
     /// An OPEN that asked for what its sender may not ask for.
     fn from(reason: RefuseReason) -> Self {
         // An address that is not the pod's may have become so in a directory that has not arrived.
-        let may_be_lag = matches!(reason, RefuseReason::NotMine | RefuseReason::ClientAddress);
+        let may_be_lag =
+            matches!(reason, RefuseReason::NotMine | RefuseReason::ClientAddress | RefuseReason::UnknownPeer);
         Self { may_be_lag, told: Some(reason), ..Self::new(Close::Denied, Blame::Peer, reason) }
     }
 }
 
-impl From<DialError> for Failure {
-    fn from(error: DialError) -> Self {
-        let (close, blame) = match &error {
+impl Failure {
+    /// Our own application can't be reached.
+    pub fn of_application_dial(error: &DialError) -> Self {
+        Self::of_dial(error, (Close::ConnectionRefused, Blame::Application))
+    }
+
+    /// The other pod's agent can't be reached.
+    pub fn of_tunnel_dial(error: &DialError) -> Self {
+        Self::of_dial(error, (Close::Unreachable, Blame::Peer))
+    }
+
+    fn of_dial(error: &DialError, refused: (Close, Blame)) -> Self {
+        let (close, blame) = match error {
             DialError::NoPort => (Close::Exhausted, Blame::Ours),
-            DialError::Refused => (Close::ConnectionRefused, Blame::Application),
+            DialError::Refused => refused,
             DialError::TimedOut(_) => (Close::TimedOut, Blame::Network),
             DialError::Network(_) => (Close::Unreachable, Blame::Network),
             DialError::Ours(_) => (Close::AgentFailed, Blame::Ours),

@@ -12,7 +12,6 @@ use agent_core::directory::Directory;
 use agent_core::policy::{Permit, VerifiedPeer, authorize_inbound};
 use agent_core::tunnel::{Acceptor, Bound, bind_open};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use crate::capture::{ApplicationDial, Attached};
@@ -22,16 +21,17 @@ use crate::relay::{self, Application, Ended, Outcome, Request, Tunnel};
 use crate::report::{Direction, Party, Record};
 use crate::secure::{self, Credentials};
 
+mod handshakes;
+
+use handshakes::Handshakes;
+
 /// How long the application may take to accept.
 const DIAL: Duration = Duration::from_secs(10);
-
-/// Handshakes at once on one thread: strangers can begin them, and each costs memory for as long as it may take.
-const HANDSHAKES: usize = 1024;
 
 /// What the inbound tunnels of one thread share.
 pub struct Inbound {
     plane: Plane,
-    handshakes: Semaphore,
+    handshakes: Rc<Handshakes>,
 }
 
 /// One secured tunnel into one of our pods.
@@ -45,7 +45,7 @@ struct Secured<'a> {
 impl Inbound {
     /// To be made on the thread that will use it.
     pub fn new(plane: Plane) -> Rc<Self> {
-        Rc::new(Self { plane, handshakes: Semaphore::new(HANDSHAKES) })
+        Rc::new(Self { plane, handshakes: Handshakes::new() })
     }
 }
 
@@ -53,8 +53,8 @@ impl Inbound {
 pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream, from: PeerAddr) {
     let plane = &inbound.plane;
     let Some(credentials) = plane.certificates.borrow().get(pod.uid()).cloned() else { return };
-    let Ok(turn) = inbound.handshakes.try_acquire() else {
-        warn!(pod = %pod.uid(), peer = %from, "refused a tunnel: {HANDSHAKES} handshakes are under way");
+    let Some(turn) = inbound.handshakes.turn(from.ip()).await else {
+        warn!(pod = %pod.uid(), peer = %from, "refused a tunnel: too many handshakes are under way");
         return;
     };
     let channel = match secure::accept(socket, &credentials, &plane.trust()).await {
@@ -125,7 +125,8 @@ impl Secured<'_> {
         let judge = |directory: &Directory| self.judge(directory, peer, request);
         let ((bound, permit), _) = self.plane.judge(judge, |failure| failure.may_be_lag).await?;
         let destination = bound.destination().socket_addr();
-        let dial = self.pod.dial_application(destination, bound.client(), DIAL).await?;
+        let dial = self.pod.dial_application(destination, bound.client(), DIAL).await;
+        let dial = dial.map_err(|error| Failure::of_application_dial(&error))?;
         Ok((bound, permit, dial))
     }
 
@@ -138,9 +139,10 @@ impl Secured<'_> {
 
     /// Whether a connection that is under way may go on.
     fn permits(&self, directory: &Directory, peer: &VerifiedPeer, bound: &Bound) -> bool {
-        let owner = directory.by_address(bound.destination().ip());
+        let owner = |ip| directory.by_address(ip).map(|pod| &pod.uid);
         authorize_inbound(directory, self.pod.uid(), peer).is_ok()
-            && owner.is_some_and(|pod| pod.uid == *self.pod.uid())
+            && owner(bound.destination().ip()) == Some(self.pod.uid())
+            && owner(self.from.ip()).is_none_or(|uid| Some(uid) == peer.uid())
     }
 
     /// What is known of the two ends before anything is judged.

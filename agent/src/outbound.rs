@@ -74,7 +74,7 @@ async fn carry(
     };
     let mut early = Early::default();
     for attempt in 0..TUNNELS {
-        let mut tunnel = outbound.tunnel(pod, &route, &credentials, attempt == 0).await?;
+        let (key, mut tunnel) = outbound.tunnel(pod, &route, &credentials, attempt == 0).await?;
         describe(record, &route, &tunnel);
         let open = Open {
             destination: captured.original,
@@ -89,7 +89,7 @@ async fn carry(
         let Outcome { from_application, to_application, ended, early: kept, .. } =
             relay::run(&mut application, &mut tunnel, &permit, early, stop).await;
         (record.sent, record.received) = (from_application, to_application);
-        outbound.put_back(pod, &route, &credentials, tunnel, &ended);
+        outbound.put_back(key, tunnel, &ended);
         if ended != Ended::Repeat {
             return Ok(ended);
         }
@@ -123,29 +123,31 @@ impl Outbound {
         route: &Route,
         credentials: &Arc<Credentials>,
         pooled: bool,
-    ) -> Result<Tunnel<Dialler>, Failure> {
-        if let Some(tunnel) = pooled.then(|| self.pool.take(&key(pod, route, credentials))).flatten() {
-            return Ok(tunnel);
+    ) -> Result<(PoolKey, Tunnel<Dialler>), Failure> {
+        let trust = self.plane.trust();
+        let key = PoolKey {
+            source: pod.uid().clone(),
+            destination: route.peer.uid.clone(),
+            identity: route.peer.identity.clone(),
+            next_hop: route.next_hop,
+            generation: credentials.generation(),
+            trust: trust.generation(),
+        };
+        if let Some(tunnel) = pooled.then(|| self.pool.take(&key)).flatten() {
+            return Ok((key, tunnel));
         }
         let start = self.dials.replace(self.dials.get().wrapping_add(1));
-        let socket = pod.dial_tunnel(route.next_hop, start, DIAL).await?;
-        let trust = self.plane.trust();
+        let socket = pod.dial_tunnel(route.next_hop, start, DIAL).await;
+        let socket = socket.map_err(|error| Failure::of_tunnel_dial(&error))?;
         let channel = secure::connect(socket, credentials, &trust, &route.peer.identity, &route.peer.uid).await?;
-        Ok(Tunnel::new(channel, Dialler::new(self.plane.tunnel.max_uses)))
+        Ok((key, Tunnel::new(channel, Dialler::new(self.plane.tunnel.max_uses))))
     }
 
     /// Keeps a tunnel that can have another connection; resets any other.
-    fn put_back(
-        &self,
-        pod: &Attached,
-        route: &Route,
-        credentials: &Credentials,
-        tunnel: Tunnel<Dialler>,
-        ended: &Ended,
-    ) {
+    fn put_back(&self, key: PoolKey, tunnel: Tunnel<Dialler>, ended: &Ended) {
         let settled = matches!(ended, Ended::Finished | Ended::Refused(_));
         if settled && tunnel.machine.is_idle() && !self.plane.drain.is_requested() {
-            self.pool.put(key(pod, route, credentials), tunnel);
+            self.pool.put(key, tunnel);
         } else if let Some(reason) = ended.reset_reason() {
             let hasty = matches!(ended, Ended::Stopped(_));
             tokio::task::spawn_local(tunnel.abort(reason, hasty));
@@ -153,19 +155,10 @@ impl Outbound {
     }
 }
 
-fn key(pod: &Attached, route: &Route, credentials: &Credentials) -> PoolKey {
-    PoolKey {
-        source: pod.uid().clone(),
-        destination: route.peer.uid.clone(),
-        next_hop: route.next_hop,
-        generation: credentials.generation(),
-    }
-}
-
-/// Idle tunnels do not outlive what they were made under: either pod, or our certificate.
+/// Idle tunnels do not outlive what they were made under: either pod, our certificate, or our trust.
 async fn drop_stale(outbound: std::rc::Weak<Outbound>) {
-    let Some((mut directory, mut certificates)) =
-        outbound.upgrade().map(|o| (o.plane.directory.clone(), o.plane.certificates.clone()))
+    let Some((mut directory, mut certificates, mut trust)) =
+        outbound.upgrade().map(|o| (o.plane.directory.clone(), o.plane.certificates.clone(), o.plane.trust.clone()))
     else {
         return;
     };
@@ -173,13 +166,15 @@ async fn drop_stale(outbound: std::rc::Weak<Outbound>) {
         let changed = tokio::select! {
             changed = directory.changed() => changed,
             changed = certificates.changed() => changed,
+            changed = trust.changed() => changed,
         };
         let (Some(outbound), Ok(())) = (outbound.upgrade(), changed) else { return };
         let (pods, ours) = (directory.borrow_and_update().clone(), certificates.borrow_and_update().clone());
+        let trust = trust.borrow_and_update().generation();
         outbound.pool.retain(|key| {
-            let current = ours.get(&key.source).is_some_and(|c| c.generation() == key.generation);
-            let there = pods.by_address(key.next_hop.ip()).is_some_and(|pod| pod.uid == key.destination);
-            current && there && pods.by_uid(&key.source).is_some()
+            let current = ours.get(&key.source).is_some_and(|c| c.generation() == key.generation) && key.trust == trust;
+            let same = |pod: &Arc<Pod>| pod.uid == key.destination && pod.identity == key.identity;
+            current && pods.by_address(key.next_hop.ip()).is_some_and(same) && pods.by_uid(&key.source).is_some()
         });
     }
 }

@@ -70,11 +70,25 @@ impl<M: Machine> Tunnel<M> {
 
     /// Seals the frames that wait, and sends as much as the tunnel takes.
     pub(crate) fn send_frames(&mut self) -> Result<(), Ended> {
+        self.seal_frames()?;
+        self.channel.flush().map(drop).map_err(Ended::channel)
+    }
+
+    /// Seals the frames that wait: whatever is sealed after this comes behind them.
+    fn seal_frames(&mut self) -> Result<(), Ended> {
         if !self.out.is_empty() {
             self.channel.seal(&[&self.out]).map_err(Ended::channel)?;
             self.out.clear();
         }
-        self.channel.flush().map(drop).map_err(Ended::channel)
+        Ok(())
+    }
+
+    /// Seals the frames that wait, and sends what the tunnel takes. If it takes nothing any more, that shows when what came
+    /// before its end has been read.
+    fn offer_frames(&mut self) -> Result<(), Ended> {
+        self.seal_frames()?;
+        let _ = self.channel.flush();
+        Ok(())
     }
 
     /// The machine, and where its frames go until the next [`Self::send_frames`].
@@ -124,3 +138,6 @@ pub async fn run<M: Machine>(
 ) -> Outcome {
     Pump::new(application, tunnel).carry(early, stop).await
 }
+
+#[cfg(test)]
+mod tests;

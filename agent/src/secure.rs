@@ -6,6 +6,7 @@
 mod channel;
 mod credentials;
 mod handshake;
+mod liveness;
 mod provider;
 mod session;
 mod trust;
@@ -14,7 +15,7 @@ mod verify;
 mod wire;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use channel::{Channel, ChannelError, Ending, Received};
 pub use credentials::{Credentials, CredentialsError};

@@ -1,6 +1,7 @@
 //! The data plane's threads. Each runs a runtime of its own and owns its sockets: a connection never changes thread.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,9 +10,9 @@ use std::thread;
 use agent_core::identity::PodUid;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
-use crate::capture::{Attached, CaptureError, InboundListener, OutboundListener};
+use crate::capture::{Attached, Listener};
 use crate::inbound::{self, Inbound};
 use crate::outbound::{self, Outbound};
 use crate::plane::Plane;
@@ -104,7 +105,7 @@ fn run(mut inbox: mpsc::Receiver<Order>, plane: Plane) {
     local.spawn_local(async move {
         let outbound = Outbound::new(plane.clone());
         let inbound = Inbound::new(plane);
-        let mut serving: HashMap<PodUid, [JoinHandle<()>; 2]> = HashMap::new();
+        let mut serving: HashMap<PodUid, [Accepting; 2]> = HashMap::new();
         while let Some(order) = inbox.recv().await {
             match order {
                 Order::Serve(pod, answer) => {
@@ -114,10 +115,10 @@ fn run(mut inbox: mpsc::Receiver<Order>, plane: Plane) {
                     let _ = answer.send(result);
                 }
                 Order::Stop(uid, answer) => {
-                    for task in serving.remove(&uid).into_iter().flatten() {
-                        task.abort();
+                    for accepting in serving.remove(&uid).into_iter().flatten() {
+                        drop(accepting.stop);
                         // The listener is closed when the task is gone, not when it has been told to go.
-                        let _ = task.await;
+                        let _ = accepting.task.await;
                     }
                     let _ = answer.send(());
                 }
@@ -128,41 +129,57 @@ fn run(mut inbox: mpsc::Receiver<Order>, plane: Plane) {
     runtime.block_on(local);
 }
 
-fn serve(pod: &Arc<Attached>, outbound: &Rc<Outbound>, inbound: &Rc<Inbound>) -> io::Result<[JoinHandle<()>; 2]> {
+/// A task that accepts until its `stop` falls.
+struct Accepting {
+    stop: oneshot::Sender<Infallible>,
+    task: JoinHandle<()>,
+}
+
+fn serve(pod: &Arc<Attached>, outbound: &Rc<Outbound>, inbound: &Rc<Inbound>) -> io::Result<[Accepting; 2]> {
     let (out_listener, in_listener) = pod.listen()?;
-    out_listener.serve()?;
-    in_listener.serve()?;
-    let out_task = tokio::task::spawn_local(accept_outbound(out_listener, Arc::clone(pod), Rc::clone(outbound)));
-    let in_task = tokio::task::spawn_local(accept_inbound(in_listener, Arc::clone(pod), Rc::clone(inbound)));
-    Ok([out_task, in_task])
+    out_listener.steered().serve()?;
+    in_listener.steered().serve()?;
+    let (pod_out, outbound) = (Arc::clone(pod), Rc::clone(outbound));
+    let out = accepting(out_listener, move |captured| {
+        tokio::task::spawn_local(outbound::connection(Rc::clone(&outbound), Arc::clone(&pod_out), captured));
+    });
+    let (pod_in, inbound) = (Arc::clone(pod), Rc::clone(inbound));
+    let into = accepting(in_listener, move |(socket, peer)| {
+        tokio::task::spawn_local(inbound::tunnel(Rc::clone(&inbound), Arc::clone(&pod_in), socket, peer));
+    });
+    Ok([out, into])
 }
 
-async fn accept_outbound(listener: OutboundListener, pod: Arc<Attached>, outbound: Rc<Outbound>) {
+fn accepting<L: Listener + 'static>(listener: L, begin: impl Fn(L::Accepted) + 'static) -> Accepting {
+    let (stop, stopped) = oneshot::channel();
+    Accepting { stop, task: tokio::task::spawn_local(accept(listener, stopped, begin)) }
+}
+
+async fn accept<L: Listener>(listener: L, mut stopped: oneshot::Receiver<Infallible>, begin: impl Fn(L::Accepted)) {
+    let take = |(socket, peer)| match listener.check(socket, peer) {
+        Ok(accepted) => begin(accepted),
+        Err(error) => debug!(%error, "did not accept"),
+    };
+    let steered = listener.steered();
     loop {
-        match listener.accept().await {
-            Ok(captured) => {
-                tokio::task::spawn_local(outbound::connection(Rc::clone(&outbound), Arc::clone(&pod), captured));
-            }
-            Err(error) => pause_after(&error).await,
+        tokio::select! {
+            biased;
+            _ = &mut stopped => break,
+            accepted = steered.accept() => match accepted {
+                Ok(accepted) => take(accepted),
+                Err(error) => {
+                    debug!(%error, "did not accept");
+                    // It fails again at once while descriptors are short: that must not become a busy loop.
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+            },
         }
     }
-}
-
-async fn accept_inbound(listener: InboundListener, pod: Arc<Attached>, inbound: Rc<Inbound>) {
-    loop {
-        match listener.accept().await {
-            Ok((socket, peer)) => {
-                tokio::task::spawn_local(inbound::tunnel(Rc::clone(&inbound), Arc::clone(&pod), socket, peer));
-            }
-            Err(error) => pause_after(&error).await,
-        }
+    // Whoever has connected before the listener left its slot is served.
+    if let Err(error) = steered.retire() {
+        warn!(%error, "a listener does not leave its slot");
     }
-}
-
-/// Accepting fails again at once while descriptors are short: that must not become a busy loop.
-async fn pause_after(error: &CaptureError) {
-    debug!(%error, "did not accept");
-    if let CaptureError::Accept(_) = error {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    while let Some(accepted) = steered.accept_waiting().await {
+        take(accepted);
     }
 }

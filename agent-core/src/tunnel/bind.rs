@@ -19,7 +19,7 @@ pub struct Bound {
 /// Binds an OPEN to the two pods at the tunnel's ends: the `receiver` that it came to, and the pod that the peer's
 /// certificate names.
 ///
-/// The destination must be one of the receiver's own addresses in the directory. The client must be the tunnel's own TCP
+/// The tunnel's own TCP peer must not be another pod's address. The destination must be one of the receiver's own addresses in the directory. The client must be the tunnel's own TCP
 /// peer, or an address which the directory gives to the peer's pod. Only ports are taken on trust.
 ///
 /// # Errors
@@ -33,6 +33,10 @@ pub fn bind_open(
 ) -> Result<Bound, RefuseReason> {
     if open.extensions.iter().any(|extension| extension.critical) {
         return Err(RefuseReason::UnknownExtension);
+    }
+    // An address that is another pod's: its certificate and its place disagree.
+    if directory.by_address(tunnel_peer.ip()).is_some_and(|pod| Some(&pod.uid) != peer) {
+        return Err(RefuseReason::UnknownPeer);
     }
     let destination = open.destination;
     if !is_reachable(destination.ip()) || is_reserved(destination.port()) {

@@ -1,9 +1,12 @@
 //! The agent's two listeners in a pod: opened on the pod's loopback, reachable only by way of `sk_lookup`.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use agent_common::{CAPTURE_PORT, SLOT_INBOUND, SLOT_OUTBOUND, TUNNEL_PORT};
 use agent_core::address::{ClientAddr, OriginalDst, PeerAddr};
@@ -38,19 +41,36 @@ pub enum CaptureError {
     Accept(#[from] io::Error),
 }
 
-/// Accepts connections that leave the pod.
+/// A listener that the kernel steers a pod's connections to, once it is in its slot.
 #[derive(Debug)]
-pub struct OutboundListener {
+pub struct Steered {
     listener: TcpListener,
     pod: Arc<Attached>,
+    slot: u32,
 }
+
+/// What one kind of listener accepts.
+pub trait Listener {
+    /// A connection that was steered here.
+    type Accepted;
+
+    /// The listener itself.
+    fn steered(&self) -> &Steered;
+
+    /// What an accepted socket is.
+    ///
+    /// # Errors
+    /// [`CaptureError`]: it is none that was steered here, and it has been reset.
+    fn check(&self, socket: TcpStream, peer: SocketAddr) -> Result<Self::Accepted, CaptureError>;
+}
+
+/// Accepts connections that leave the pod.
+#[derive(Debug)]
+pub struct OutboundListener(Steered);
 
 /// Accepts tunnels that arrive at the pod's port 15008.
 #[derive(Debug)]
-pub struct InboundListener {
-    listener: TcpListener,
-    pod: Arc<Attached>,
-}
+pub struct InboundListener(Steered);
 
 impl Attached {
     /// Opens both listeners in the pod. To be called on the runtime that will accept from them.
@@ -59,36 +79,64 @@ impl Attached {
     /// The system's.
     pub fn listen(self: &Arc<Self>) -> io::Result<(OutboundListener, InboundListener)> {
         let (outbound, inbound) = self.namespace.inside(|| Ok((loopback_listener()?, loopback_listener()?)))?;
-        let outbound = OutboundListener { listener: TcpListener::from_std(outbound)?, pod: Arc::clone(self) };
-        let inbound = InboundListener { listener: TcpListener::from_std(inbound)?, pod: Arc::clone(self) };
-        Ok((outbound, inbound))
+        let steered = |listener: StdListener, slot| {
+            Ok::<_, io::Error>(Steered { listener: TcpListener::from_std(listener)?, pod: Arc::clone(self), slot })
+        };
+        Ok((OutboundListener(steered(outbound, SLOT_OUTBOUND)?), InboundListener(steered(inbound, SLOT_INBOUND)?)))
     }
 }
 
-impl OutboundListener {
-    /// Puts the listener into its slot: from now on the pod's captured connections come here.
+impl Steered {
+    /// Puts the listener into its slot: from now on connections come here.
     ///
     /// # Errors
     /// The system's.
     pub fn serve(&self) -> io::Result<()> {
-        self.pod.maps.set_listener(self.pod.index(), SLOT_OUTBOUND, &self.listener)
+        self.pod.maps.set_listener(self.pod.index(), self.slot, &self.listener)
     }
 
-    /// The next captured connection.
+    /// Takes the listener out of its slot, if it is still there: what has not been accepted yet waits, and nothing comes
+    /// after it.
     ///
     /// # Errors
-    /// [`CaptureError`]; the connection, if there was one, has been reset.
-    pub async fn accept(&self) -> Result<Captured, CaptureError> {
-        let (socket, client) = self.listener.accept().await?;
+    /// The system's.
+    pub fn retire(&self) -> io::Result<()> {
+        self.pod.maps.clear_listener(self.pod.index(), self.slot)
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.listener.accept().await
+    }
+
+    /// A connection that waits to be accepted; `None` if there is none.
+    pub async fn accept_waiting(&self) -> Option<(TcpStream, SocketAddr)> {
+        let accepted = poll_fn(|context| Poll::Ready(self.listener.poll_accept(context))).await;
+        if let Poll::Ready(Ok(accepted)) = accepted { Some(accepted) } else { None }
+    }
+}
+
+impl Listener for OutboundListener {
+    type Accepted = Captured;
+
+    fn steered(&self) -> &Steered {
+        &self.0
+    }
+
+    fn check(&self, socket: TcpStream, client: SocketAddr) -> Result<Captured, CaptureError> {
+        let pod = &self.0.pod;
         // Until its stream has finished in order, an end that we did not plan must reach the application as a reset.
         set_linger_zero(&socket)?;
         if socket.local_addr()?.port() != CAPTURE_PORT {
             return Err(CaptureError::Unannounced);
         }
-        let Some(flow) = self.pod.maps.captured(socket.as_fd())? else {
+        let Some(flow) = pod.maps.captured(socket.as_fd())? else {
             return Err(CaptureError::Unannounced);
         };
-        if flow.cookie != self.pod.cookie() {
+        if flow.cookie != pod.cookie() {
             return Err(CaptureError::Unannounced);
         }
         let original = SocketAddr::new(ip(&flow.original.addr), flow.original.port);
@@ -96,26 +144,20 @@ impl OutboundListener {
     }
 }
 
-impl InboundListener {
-    /// Puts the listener into its slot: from now on tunnels to the pod come here.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn serve(&self) -> io::Result<()> {
-        self.pod.maps.set_listener(self.pod.index(), SLOT_INBOUND, &self.listener)
+impl Listener for InboundListener {
+    /// A tunnel that is not secured yet.
+    type Accepted = (TcpStream, PeerAddr);
+
+    fn steered(&self) -> &Steered {
+        &self.0
     }
 
-    /// The next tunnel, not yet secured.
-    ///
-    /// # Errors
-    /// [`CaptureError`]; the connection, if there was one, has been reset.
-    pub async fn accept(&self) -> Result<(TcpStream, PeerAddr), CaptureError> {
-        let (socket, peer) = self.listener.accept().await?;
+    fn check(&self, socket: TcpStream, peer: SocketAddr) -> Result<Self::Accepted, CaptureError> {
         set_linger_zero(&socket)?;
         // Small records (OPENED, FIN, DONE) follow each other; none may wait for the other's acknowledgement.
         socket.set_nodelay(true)?;
         let local = socket.local_addr()?;
-        let steered = local.port() == TUNNEL_PORT && self.pod.addresses().contains(&local.ip().to_canonical());
+        let steered = local.port() == TUNNEL_PORT && self.0.pod.addresses().contains(&local.ip().to_canonical());
         if !steered {
             return Err(CaptureError::Unannounced);
         }
@@ -125,7 +167,7 @@ impl InboundListener {
 
 /// An end of the socket that nobody planned, the process's included, becomes a reset, never a clean end.
 pub(super) fn set_linger_zero(socket: &TcpStream) -> io::Result<()> {
-    socket2::SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO))
+    socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
 
 fn loopback_listener() -> io::Result<StdListener> {
@@ -133,6 +175,8 @@ fn loopback_listener() -> io::Result<StdListener> {
     // Its children occupy the port of the connection that they carry; with this set an application that restarts on
     // that port can bind it.
     socket.set_reuse_address(true)?;
+    // Its children inherit this: not even one that is closed before we have looked at it ends cleanly.
+    socket.set_linger(Some(Duration::ZERO))?;
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

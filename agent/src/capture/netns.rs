@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -61,6 +62,19 @@ impl Namespace {
         setns(&*self.file, CloneFlags::CLONE_NEWNET)?;
         let _return = Return(&self.home);
         work()
+    }
+
+    /// The first of these addresses that no socket in the namespace can have, if there is one.
+    pub(super) fn absent_address(&self, addresses: &[IpAddr]) -> io::Result<Option<IpAddr>> {
+        self.inside(|| {
+            for address in addresses {
+                match TcpListener::bind((*address, 0)) {
+                    Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => return Ok(Some(*address)),
+                    bound => drop(bound?),
+                }
+            }
+            Ok(None)
+        })
     }
 
     /// Whether a socket was made in this namespace.

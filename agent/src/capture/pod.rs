@@ -36,6 +36,12 @@ pub enum AttachError {
     /// Two pods in one namespace can't be told apart.
     #[error("pod {0} has the same network namespace")]
     Shared(PodUid),
+    /// None of its addresses is its own.
+    #[error("it has no address that is not another pod's")]
+    NoAddress,
+    /// An address of the directory's is not the pod's in fact.
+    #[error("its network namespace does not have its address {0} (yet)")]
+    NotThere(IpAddr),
     /// More addresses than the kernel's entry holds.
     #[error("it has {0} addresses; at most {max} can be enrolled", max = agent_common::POD_ADDRESSES)]
     TooManyAddresses(usize),
@@ -122,7 +128,7 @@ impl Attached {
             mode,
             flags,
             pod_index: self.index,
-            addresses: pod_addresses(&self.addresses),
+            addresses: pod_addresses(&v4_first(&self.addresses)),
             uid: uid_bytes(&self.uid),
         };
         self.maps.set_netns(self.namespace.cookie(), &value)
@@ -135,4 +141,10 @@ impl Attached {
     pub(super) fn cookie(&self) -> u64 {
         self.namespace.cookie()
     }
+}
+
+/// The kernel's programs bind IPv4 sockets to the first address.
+fn v4_first(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|address| address.is_ipv4());
+    [v4, v6].concat()
 }

@@ -92,7 +92,9 @@ impl Renewal {
                 self.trust_schedule = Schedule::new(now() + TRUST);
                 self.trust.send_if_modified(|current| {
                     let changed = **current != *trust;
-                    *current = trust;
+                    if changed {
+                        *current = trust;
+                    }
                     changed
                 });
             }

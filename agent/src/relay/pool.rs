@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::address::PeerAddr;
-use agent_core::identity::PodUid;
+use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::tunnel::{Dialler, Frames};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -23,10 +23,14 @@ pub struct PoolKey {
     pub source: PodUid,
     /// The pod that it leads to.
     pub destination: PodUid,
+    /// Who that pod has proved to be.
+    pub identity: SpiffeId,
     /// Where it was dialled.
     pub next_hop: PeerAddr,
     /// Of the source pod's certificate.
     pub generation: u64,
+    /// Of the trust under which the far end was verified.
+    pub trust: u64,
 }
 
 /// The idle tunnels. Each is closed after its idle time; closing resets it, so that nothing lingers in TIME_WAIT.

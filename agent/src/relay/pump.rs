@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use agent_core::tunnel::{End, Frames, MAX_PAYLOAD};
@@ -14,6 +15,8 @@ use crate::secure::{ChannelError, Received};
 
 /// How long the far end may take to answer an OPEN: its own dial has 10 s.
 const OPENING: Duration = Duration::from_secs(15);
+/// How often a connection looks whether its peer's host still acknowledges.
+const LOOK: Duration = Duration::from_secs(15);
 /// Sealed bytes that may wait for a slow tunnel before the application is not read any more.
 const BACKLOG: usize = 64 * 1024;
 /// Rounds without a pause before other connections of the thread get their turn.
@@ -59,9 +62,14 @@ impl<'a, M: Machine> Pump<'a, M> {
 
     /// Moves bytes until the connection ends, and says how it did.
     pub(super) async fn carry(mut self, early: Early, stop: impl Future<Output = Stop>) -> Outcome {
-        let ended = match self.begin(early) {
-            Ok(()) => self.drive(stop).await,
-            Err(ended) => ended,
+        let mut stop = pin!(stop);
+        // What was permitted before the dial and the handshake may be so no longer.
+        let ended = match std::future::poll_fn(|context| Poll::Ready(stop.as_mut().poll(context))).await {
+            Poll::Ready(reason) => Ended::Stopped(reason),
+            Poll::Pending => match self.begin(early) {
+                Ok(()) => self.drive(stop).await,
+                Err(ended) => ended,
+            },
         };
         if ended == Ended::Finished {
             self.application.finish();
@@ -90,12 +98,11 @@ impl<'a, M: Machine> Pump<'a, M> {
             self.deliver(&early.data)?;
             self.peer_finished = early.finished;
         }
-        self.tunnel.send_frames()
+        self.tunnel.offer_frames()
     }
 
-    async fn drive(&mut self, stop: impl Future<Output = Stop>) -> Ended {
-        let mut stop = pin!(stop);
-        let mut answer_by = pin!(sleep_until(Instant::now() + OPENING));
+    async fn drive(&mut self, mut stop: Pin<&mut impl Future<Output = Stop>>) -> Ended {
+        let mut deadline = pin!(sleep_until(Instant::now() + OPENING));
         let mut rounds = 0;
         loop {
             let moved = match self.step() {
@@ -110,15 +117,28 @@ impl<'a, M: Machine> Pump<'a, M> {
                 continue;
             }
             rounds = 0;
-            let (opened, wait) =
-                (self.opened, async { if moved { tokio::task::yield_now().await } else { self.wait().await } });
+            let wait = async { if moved { tokio::task::yield_now().await } else { self.wait().await } };
             tokio::select! {
                 biased;
                 reason = &mut stop => return Ended::Stopped(reason),
-                () = &mut answer_by, if !opened => return Ended::NoAnswer,
+                () = &mut deadline => {
+                    if let Some(ended) = self.look() {
+                        return ended;
+                    }
+                    deadline.as_mut().reset(Instant::now() + LOOK);
+                }
                 () = wait => {}
             }
         }
+    }
+
+    /// What only time tells: that no answer comes, or no acknowledgement.
+    fn look(&self) -> Option<Ended> {
+        if !self.opened {
+            return Some(Ended::NoAnswer);
+        }
+        let vanished = !self.tunnel_over && self.tunnel.channel.has_vanished();
+        vanished.then(|| Ended::channel(ChannelError::Vanished))
     }
 
     /// Moves what can be moved without waiting. True if anything did.
@@ -140,7 +160,7 @@ impl<'a, M: Machine> Pump<'a, M> {
             return;
         }
         let mut tunnel = Interest::ERROR;
-        if self.application.backlog() == 0 {
+        if self.application.backlog() == 0 && !self.tunnel.machine.is_settled() {
             tunnel |= Interest::READABLE;
         }
         if self.tunnel.channel.backlog() > 0 {
@@ -166,8 +186,13 @@ impl<'a, M: Machine> Pump<'a, M> {
         }
         match self.tunnel.channel.flush() {
             Ok(_) => Ok(self.tunnel.channel.backlog() < before),
+            // Our last frames are lost, and there is nothing left to read that could say why.
+            Err(error) if self.tunnel.machine.is_settled() => Err(Ended::channel(error)),
             // What the peer sent before its end has yet to be read; reading will come upon the end as well.
-            Err(_) => self.read_all(),
+            Err(error) => match self.read_all()? {
+                false if !self.tunnel_over => Err(Ended::channel(error)),
+                _ => Ok(true),
+            },
         }
     }
 
@@ -177,7 +202,7 @@ impl<'a, M: Machine> Pump<'a, M> {
             self.application.shut().map_err(Ended::Application)?;
             self.tunnel.machine.delivered(&mut self.tunnel.out).map_err(Ended::bug)?;
             if !self.tunnel_over {
-                self.tunnel.send_frames()?;
+                self.tunnel.offer_frames()?;
             }
             return Ok(true);
         }
@@ -219,7 +244,7 @@ impl<'a, M: Machine> Pump<'a, M> {
                 Event::Done | Event::Retired => {}
             }
         }
-        self.tunnel.send_frames()?;
+        self.tunnel.offer_frames()?;
         Ok(true)
     }
 
@@ -228,9 +253,13 @@ impl<'a, M: Machine> Pump<'a, M> {
         if self.tunnel.channel.has_failed() { self.read_all() } else { Ok(false) }
     }
 
+    /// True if anything had arrived.
     fn read_all(&mut self) -> Result<bool, Ended> {
-        while self.ended.is_none() && self.read_tunnel(true)? {}
-        Ok(true)
+        let mut any = false;
+        while self.ended.is_none() && self.read_tunnel(true)? {
+            any = true;
+        }
+        Ok(any)
     }
 
     fn reads_application(&self) -> bool {
@@ -267,6 +296,7 @@ impl<'a, M: Machine> Pump<'a, M> {
     }
 
     fn seal_data(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        self.tunnel.seal_frames()?;
         let Tunnel { channel, machine, .. } = &mut *self.tunnel;
         for chunk in bytes.chunks(MAX_PAYLOAD) {
             let header = machine.data_header(chunk.len()).map_err(Ended::bug)?;
@@ -281,7 +311,7 @@ impl<'a, M: Machine> Pump<'a, M> {
     fn finish_ours(&mut self) -> Result<(), Ended> {
         self.application.read_to_end();
         self.tunnel.machine.finish(&mut self.tunnel.out).map_err(Ended::bug)?;
-        self.tunnel.send_frames()
+        self.tunnel.offer_frames()
     }
 
     fn deliver(&mut self, bytes: &[u8]) -> Result<(), Ended> {

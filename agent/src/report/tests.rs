@@ -46,3 +46,14 @@ fn a_file_that_was_rotated_away_is_opened_anew() {
     writer.finish();
     assert_eq!(lines(&path).len(), 1);
 }
+
+#[test]
+fn what_the_disk_does_not_take_is_counted() {
+    let (records, writer) = Writer::start("node-a", std::path::Path::new("/dev/full")).unwrap();
+    let lost = Arc::clone(&records.lost);
+    drop(records.begin(Direction::Outbound, ConnectionId([1; 16])));
+    drop(records.begin(Direction::Outbound, ConnectionId([2; 16])));
+    drop(records);
+    writer.finish();
+    assert_eq!(lost.load(Ordering::Relaxed), 2);
+}

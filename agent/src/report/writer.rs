@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use thiserror::Error;
@@ -37,8 +37,11 @@ impl Writer {
         let failed = |source| RecordError { path: path.to_owned(), source };
         let mut output = Output::open(path).map_err(failed)?;
         let (sender, mut lines) = mpsc::channel::<Line>(WAITING);
+        let lost = Arc::new(AtomicU64::new(0));
+        let lost_here = Arc::clone(&lost);
         let thread = thread::Builder::new().name("records".into()).spawn(move || {
             let mut text = Vec::new();
+            let mut told = 0;
             while let Some(line) = lines.blocking_recv() {
                 text.clear();
                 append(&line, &mut text);
@@ -48,12 +51,19 @@ impl Writer {
                     append(&line, &mut text);
                 }
                 if let Err(error) = output.write(&text) {
+                    let count = text.iter().filter(|byte| **byte == b'\n').count() as u64;
+                    lost_here.fetch_add(count, Ordering::Relaxed);
                     error!(%error, "records could not be written");
+                }
+                let lost = lost_here.load(Ordering::Relaxed);
+                if lost > told {
+                    error!(lost, "records are lost: the disk is too slow, or full");
+                    told = lost;
                 }
             }
         });
         let thread = thread.map_err(failed)?;
-        let records = Records { node: node.into(), sender, lost: Arc::new(AtomicU64::new(0)) };
+        let records = Records { node: node.into(), sender, lost };
         Ok((records, Self { thread }))
     }
 
@@ -93,22 +103,25 @@ impl Output {
     fn write(&mut self, text: &[u8]) -> io::Result<()> {
         match self {
             Self::Standard => io::stdout().lock().write_all(text),
-            Self::File { path, file, inode } => {
+            Self::File { path, inode, .. } => {
                 // Rotated away: the lines go where the operator looks.
                 if std::fs::metadata(&*path).map(|now| now.ino()).ok() != Some(*inode) {
                     let path = path.clone();
                     *self = Self::open(&path)?;
-                    return self.write_here(text);
                 }
-                file.write_all(text)
+                self.write_here(text)
             }
         }
     }
 
+    /// All of it or none: half a line would spoil the next one as well.
     fn write_here(&mut self, text: &[u8]) -> io::Result<()> {
         match self {
             Self::Standard => io::stdout().lock().write_all(text),
-            Self::File { file, .. } => file.write_all(text),
+            Self::File { file, .. } => {
+                let before = file.metadata()?.len();
+                file.write_all(text).inspect_err(|_| _ = file.set_len(before))
+            }
         }
     }
 }

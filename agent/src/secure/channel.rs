@@ -24,6 +24,9 @@ pub enum ChannelError {
     /// A record that does not end, or many bytes and not one record.
     #[error("the peer sends bytes without end, and no record in them")]
     TooLong,
+    /// Its host does not acknowledge what we send.
+    #[error("the peer's host does not acknowledge what was sent")]
+    Vanished,
     /// A defect of ours.
     #[error("the TLS state does not allow this: {0}")]
     State(&'static str),
@@ -33,7 +36,7 @@ impl ChannelError {
     /// Whose fault it is.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Socket(_) => Blame::Network,
+            Self::Socket(_) | Self::Vanished => Blame::Network,
             Self::Tls(_) | Self::TooLong => Blame::Peer,
             Self::State(_) => Blame::Ours,
         }
@@ -148,9 +151,22 @@ impl Channel {
         self.wire.end_in_order();
     }
 
+    /// Whether the peer's host owes us acknowledgements for longer than a living one would. To be asked now and then.
+    pub fn has_vanished(&self) -> bool {
+        self.wire.has_vanished()
+    }
+
     /// Whether the socket has reported a failure since this was last asked. What arrived before can still be received.
     pub fn has_failed(&self) -> bool {
         self.wire.has_failed()
+    }
+}
+
+#[cfg(test)]
+impl Channel {
+    /// Makes the socket take little at once.
+    pub(crate) fn shrink_send_buffer(&self) {
+        self.wire.shrink_send_buffer();
     }
 }
 

@@ -40,6 +40,9 @@ pub enum HandshakeError {
     /// The peer broke TLS.
     #[error("the handshake failed: {0}")]
     Tls(rustls::Error),
+    /// The peer sends much, and no handshake.
+    #[error("the peer sends bytes without end, and no handshake in them")]
+    Endless,
     /// It did not end in time.
     #[error("the handshake did not end within {LIMIT:?}")]
     TimedOut,
@@ -55,7 +58,7 @@ impl HandshakeError {
     /// Whose fault it is.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Peer(_) | Self::Refused(_) | Self::Tls(_) => Blame::Peer,
+            Self::Peer(_) | Self::Refused(_) | Self::Tls(_) | Self::Endless => Blame::Peer,
             Self::TimedOut | Self::Network(_) => Blame::Network,
             Self::Ours(_) => Blame::Ours,
         }
@@ -151,7 +154,8 @@ fn failed(error: ChannelError, verifier: &Verifier) -> HandshakeError {
         ChannelError::Socket(error) => HandshakeError::Network(error),
         ChannelError::Tls(error @ rustls::Error::AlertReceived(_)) => HandshakeError::Refused(error),
         ChannelError::Tls(error) => HandshakeError::Tls(error),
-        other @ (ChannelError::TooLong | ChannelError::State(_)) => HandshakeError::Ours(other.to_string()),
+        ChannelError::TooLong => HandshakeError::Endless,
+        other @ (ChannelError::State(_) | ChannelError::Vanished) => HandshakeError::Ours(other.to_string()),
     }
 }
 

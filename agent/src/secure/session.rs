@@ -12,6 +12,10 @@ use super::channel::ChannelError;
 const OVERHEAD: usize = 5 + 1 + 16 + 64;
 
 fn last_words<P: Process>(tls: &mut P, outbox: &mut Vec<u8>) {
+    // Without an alert to send, rustls would look for the rest of a message in bytes that are not given again.
+    if !tls.has_alert() {
+        return;
+    }
     let UnbufferedStatus { state, .. } = tls.process(&mut []);
     let Ok(ConnectionState::EncodeTlsData(mut alert)) = state else { return };
     let Err(EncodeError::InsufficientSize(needed)) = alert.encode(&mut []) else { return };
@@ -142,11 +146,18 @@ impl Records {
 trait Process {
     type Data;
 
+    /// Whether something waits to be sent.
+    fn has_alert(&self) -> bool;
+
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
 }
 
 impl Process for UnbufferedClientConnection {
     type Data = ClientConnectionData;
+
+    fn has_alert(&self) -> bool {
+        self.wants_write()
+    }
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
@@ -155,6 +166,10 @@ impl Process for UnbufferedClientConnection {
 
 impl Process for UnbufferedServerConnection {
     type Data = ServerConnectionData;
+
+    fn has_alert(&self) -> bool {
+        self.wants_write()
+    }
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)

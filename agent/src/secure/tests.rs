@@ -244,7 +244,7 @@ fn credentials_are_what_was_asked_for_or_are_not_used() {
 }
 
 /// Two connected sockets.
-async fn sockets() -> (TcpStream, TcpStream) {
+pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     (dialled, listener.accept().await.unwrap().0)
@@ -261,7 +261,8 @@ async fn shake(
     tokio::join!(connect(dialled, ours.0, ours.1, &identity, &uid), accept(accepted, theirs.0, theirs.1))
 }
 
-async fn pair() -> (Channel, Channel) {
+/// A client's channel and the one of the server that it leads to.
+pub(crate) async fn pair() -> (Channel, Channel) {
     let root = Authority::root();
     let (client, web) = (root.credentials(CLIENT, "uid-client"), root.credentials(WEB, "uid-web"));
     let (dialled, accepted) = shake((&client, &root.trust()), (&web, &root.trust()), (WEB, "uid-web")).await;
@@ -373,6 +374,29 @@ async fn garbage_in_the_middle_is_an_error_and_no_record() {
     tokio::io::AsyncWriteExt::write_all(&mut stranger, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let error = accept(accepted, &web, &trust).await.unwrap_err();
     assert!(matches!(error, HandshakeError::Tls(_)), "{error}");
+}
+
+/// Bytes after which rustls looks for the rest of a handshake message, and has no alert to send.
+#[tokio::test]
+async fn bytes_that_break_off_are_an_error_and_no_panic() {
+    let hello = [0x16, 3, 1, 0, 4, 1, 0, 2, 0];
+    let alert = [0x15, 3, 1, 0, 2, 1, 0];
+    let piecemeal: Vec<u8> = (0..90_000).flat_map(|at| [0x16, 3, 1, 0, 1, if at == 0 { 1 } else { 0xff }]).collect();
+    let root = Authority::root();
+    for (bytes, reset) in [([&hello[..], &alert].concat(), false), (hello.to_vec(), true), (piecemeal, false)] {
+        let (mut stranger, accepted) = sockets().await;
+        let (web, trust) = (root.credentials(WEB, "uid-web"), root.trust());
+        let speaks = async {
+            // It may be reset before it has said all.
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stranger, &bytes).await;
+            if reset {
+                socket2::SockRef::from(&stranger).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            }
+            (!reset).then_some(stranger)
+        };
+        let (_stranger, shaken) = tokio::join!(speaks, accept(accepted, &web, &trust));
+        assert!(matches!(shaken, Err(error) if error.blame() != agent_core::outcome::Blame::Ours));
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use agent_core::identity::TrustDomain;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
@@ -20,9 +21,17 @@ pub enum TrustError {
 }
 
 /// Trust anchors, each for one trust domain only. An immutable snapshot.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Trust {
     domains: HashMap<TrustDomain, Vec<Anchor>>,
+    generation: u64,
+}
+
+impl PartialEq for Trust {
+    /// Whether both believe the same.
+    fn eq(&self, other: &Self) -> bool {
+        self.domains == other.domains
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +52,14 @@ impl Trust {
             let anchors = certificates.iter().map(Anchor::new).collect::<Result<Vec<_>, _>>()?;
             Ok((domain, anchors))
         });
-        Ok(Arc::new(Self { domains: checked.collect::<Result<_, _>>()? }))
+        static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+        let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(Self { domains: checked.collect::<Result<_, _>>()?, generation }))
+    }
+
+    /// Tells this snapshot from every other.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The anchors of this trust domain that are valid now; empty for a domain that is not known.

@@ -9,6 +9,7 @@ use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
 use super::channel::{ChannelError, Ending};
+use super::liveness;
 use super::session::{Records, Session, Stand, Work};
 
 /// Ciphertext read at once: four records.
@@ -23,8 +24,7 @@ const MOST_BACKLOG: usize = 1024 * 1024;
 const MOST_LENT: usize = 256 * 1024;
 /// The longest plaintext of a record (RFC 8446 §5.1).
 const MOST_PLAIN: usize = 16 * 1024;
-/// An agent that has vanished is noticed within a minute, whether we wait for it or it owes us an acknowledgement.
-const VANISHED: Duration = Duration::from_secs(60);
+/// An agent that has vanished is noticed within a minute while nothing is under way.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
 
@@ -64,7 +64,6 @@ impl Wire {
         options.set_linger(Some(Duration::ZERO))?;
         options.set_tcp_nodelay(true)?;
         options.set_tcp_keepalive(&KEEPALIVE)?;
-        options.set_tcp_user_timeout(Some(VANISHED))?;
         Ok(Self {
             socket,
             session,
@@ -193,6 +192,11 @@ impl Wire {
         failed
     }
 
+    /// Whether the peer owes us acknowledgements for longer than a living one would.
+    pub(super) fn has_vanished(&self) -> bool {
+        liveness::has_vanished(&self.socket)
+    }
+
     /// Lets TLS go on without new bytes: to begin the handshake, or to seal.
     fn step(&mut self, plain: Option<&[u8]>) -> Result<(), ChannelError> {
         if self.outbox.capacity() == 0 {
@@ -224,7 +228,7 @@ impl Wire {
                 // The peer should learn why, if there is a why. What it sent must not be looked at a second time.
                 self.partial.clear();
                 self.session.last_words(&mut self.outbox);
-                let _ = self.socket.try_write(self.outbox.get(self.sent..).unwrap_or_default());
+                self.sent += self.socket.try_write(self.outbox.get(self.sent..).unwrap_or_default()).unwrap_or(0);
                 true
             }
         }
@@ -284,6 +288,14 @@ impl Wire {
     fn release(&mut self) {
         give_back(&PLAIN, self.records.release());
         self.partial.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+impl Wire {
+    pub(super) fn shrink_send_buffer(&self) {
+        // The kernel takes the least that it allows.
+        let _ = SockRef::from(&self.socket).set_send_buffer_size(1);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{AgentSettings, Mesh, Settings, Side};
+use agent_tests::{AgentSettings, Mesh, Reader, Settings, Side};
 use nix::sys::signal::Signal;
 
 fn mesh(drain: &'static str) -> Mesh {
@@ -44,4 +44,29 @@ fn the_deadline_ends_what_is_left() {
     assert!(mesh.agent(Side::A).stop().success());
     traffic::expect_reset(&mut stream);
     assert_eq!(mesh.agents[0].records.of_client(own).close(), "drained");
+}
+
+#[test]
+fn a_draining_agent_still_judges() {
+    for side in [Side::A, Side::B] {
+        let mut mesh = mesh("30s");
+        let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+        let _echo = Server::echo(&web, 80);
+        let mut stream = traffic::connect(&client, web.at(80)).unwrap();
+        let own = stream.local_addr().unwrap();
+        stream.write_all(b"ping").unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+        mesh.agent(side).signal(Signal::SIGTERM);
+        agent_tests::wait::until("new connections fail", || traffic::ask(&client, web.at(80), b"anybody there?").err());
+        // The other side's pod leaves, as only the draining agent reads.
+        let gone = if side == Side::A { web.uid.clone() } else { client.uid.clone() };
+        mesh.directory.publish_differing(|reader, entries| {
+            if reader == Reader::Agent(side) {
+                entries.retain(|entry| entry.uid != gone);
+            }
+        });
+        traffic::expect_reset(&mut stream);
+        assert!(mesh.agent(side).ended().success());
+        assert_eq!(mesh.agent(side).records.of_client(own).close(), "revoked");
+    }
 }

@@ -118,3 +118,36 @@ fn a_listed_pod_whose_namespace_cannot_be_seen_stays_captured() {
     mesh.change(|directory| directory.remove(&client));
     assert_eq!(traffic::ask(&client, web.at(80), b"plain").unwrap(), b"plain");
 }
+
+#[test]
+fn a_strict_pod_whose_namespace_is_mistyped_stays_strict() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let stranger = mesh.world.pod("stranger", Side::A);
+    let echo = Server::echo(&web, 80);
+    let netns = web.namespace.path();
+    let same_under_another_name = format!("/proc/self/root{}", netns.display());
+    for path in [same_under_another_name.as_str(), "/run/netns/nowhere"] {
+        mesh.change(|directory| directory.entry(&web).netns = path.into());
+        assert!(traffic::ask(&stranger, web.at(80), b"plaintext").is_err(), "{path}");
+        assert_eq!(traffic::ask(&client, web.at(80), b"served").unwrap(), b"served", "{path}");
+    }
+    assert_eq!(mesh.agents[1].status().unwrap().state(&web), Some("refused"));
+    mesh.change(|directory| directory.entry(&web).netns = netns);
+    mesh.until_serving();
+    assert_eq!(echo.accepted(), 2);
+}
+
+#[test]
+fn an_address_that_the_pod_does_not_have_is_no_address_of_its() {
+    let mut mesh = Mesh::start();
+    let web = mesh.strict_pod("web", Side::B);
+    let elsewhere = mesh.world.pod("elsewhere", Side::A);
+    let echo = Server::echo(&web, 80);
+    let address = elsewhere.address;
+    mesh.change(|directory| directory.entry(&web).addresses.push(address.into()));
+    assert!(traffic::ask(&elsewhere, web.at(80), b"as if from within").is_err());
+    assert_eq!(echo.accepted(), 0);
+    let status = mesh.agents[1].status().unwrap();
+    assert!(status.reason(&web).unwrap().contains("does not have its address"), "{status:?}");
+}

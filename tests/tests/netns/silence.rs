@@ -1,0 +1,51 @@
+//! Silence: a reader that pauses is no dead peer, a peer that is gone is.
+
+use std::io::{Read as _, Write as _};
+use std::thread;
+use std::time::Duration;
+
+use agent_tests::traffic::{self, Pattern, Server};
+use agent_tests::{Mesh, Side};
+
+const LENGTH: usize = 32 << 20;
+
+#[test]
+fn a_reader_that_pauses_for_more_than_a_minute_loses_nothing() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _server = Server::start(&web, "0.0.0.0:80".parse().unwrap(), |stream, _| {
+        stream.set_write_timeout(None).unwrap();
+        Pattern::new(1).send(&mut { stream }, LENGTH).unwrap();
+    });
+    let mut stream = traffic::connect(&client, web.at(80)).unwrap();
+    stream.read_exact(&mut [0; 8]).unwrap();
+    // Every buffer on the way is full, and every window closed. This is the pause itself, nothing is waited for.
+    thread::sleep(Duration::from_secs(75));
+    let mut expected = Vec::new();
+    Pattern::new(1).send(&mut expected, LENGTH).unwrap();
+    let mut found = vec![0; LENGTH - 8];
+    stream.read_exact(&mut found).unwrap();
+    assert!(found == expected[8..], "the bytes differ");
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_peer_that_vanishes_ends_the_connection() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    let (mut waits, mut sends) =
+        (traffic::connect(&client, web.at(80)).unwrap(), traffic::connect(&client, web.at(80)).unwrap());
+    for stream in [&mut waits, &mut sends] {
+        stream.set_read_timeout(Some(Duration::from_secs(200))).unwrap();
+        stream.write_all(b"ping").unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+    }
+    // Its packets are lost from now on, and nobody says so.
+    mesh.world.node(Side::B).namespace.ip("link set wire down");
+    sends.write_all(b"is anybody there?").unwrap();
+    traffic::expect_reset(&mut sends);
+    traffic::expect_reset(&mut waits);
+    let records = mesh.agents[0].records.wait(2, |record| record.close() == "tunnel_lost");
+    assert!(records.iter().all(|record| record.blame() == "network"), "{records:#?}");
+}
