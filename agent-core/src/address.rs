@@ -52,8 +52,12 @@ macro_rules! role {
 }
 
 role!(
-    /// Where the application asked to connect to.
+    /// Where the application asked to connect to: a pod's address, or a service's.
     OriginalDst
+);
+role!(
+    /// Where the application that serves a connection listens: an address of its own.
+    EndpointAddr
 );
 role!(
     /// The application that connected, as the network would have shown it.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_core::address::EndpointAddr;
 use agent_core::directory::{Directory, Pod};
 use agent_core::outcome::{Blame, Close};
 use agent_core::policy::{Permit, authorize_outbound};
@@ -77,7 +78,7 @@ async fn carry(
         let (key, mut tunnel) = outbound.tunnel(pod, &route, &credentials, attempt == 0).await?;
         describe(record, &route, &tunnel);
         let open = Open {
-            destination: captured.original,
+            destination: EndpointAddr::new(captured.original.socket_addr()),
             client: captured.client,
             id: record.id(),
             extensions: Extensions::NONE,

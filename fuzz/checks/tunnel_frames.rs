@@ -3,7 +3,7 @@
 //! The input is a script: steps of three bytes, an operation and an argument. `Record…` is followed by as many bytes as its
 //! argument says, which are received as one record.
 
-use agent_core::address::{ClientAddr, OriginalDst};
+use agent_core::address::{ClientAddr, EndpointAddr};
 use agent_core::tunnel::{
     Acceptor, AcceptorEvent, Body, ConnectionId, Dialler, DiallerEvent, Extensions, Frames, HEADER, MAX_PAYLOAD, Open,
     RefuseReason, ResetReason,
@@ -210,7 +210,7 @@ fn records(mut out: &[u8]) -> Vec<&[u8]> {
 
 fn open() -> Open<'static> {
     Open {
-        destination: OriginalDst::new(([10, 0, 0, 2], 80).into()),
+        destination: EndpointAddr::new(([10, 0, 0, 2], 80).into()),
         client: ClientAddr::new(([10, 0, 0, 1], 40_000).into()),
         id: ConnectionId([1; 16]),
         extensions: Extensions::NONE,

@@ -4,14 +4,14 @@ use std::net::IpAddr;
 
 use super::open::{ConnectionId, Open};
 use super::reason::RefuseReason;
-use crate::address::{CAPTURE_PORT, ClientAddr, OriginalDst, PeerAddr, TUNNEL_PORT};
+use crate::address::{CAPTURE_PORT, ClientAddr, EndpointAddr, PeerAddr, TUNNEL_PORT};
 use crate::directory::{Directory, Pod};
 use crate::identity::PodUid;
 
 /// An OPEN whose addresses are the sender's to name. Made by [`bind_open`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
-    destination: OriginalDst,
+    destination: EndpointAddr,
     client: ClientAddr,
     id: ConnectionId,
 }
@@ -56,7 +56,7 @@ pub fn bind_open(
 
 impl Bound {
     /// Where to dial: an address of the receiving pod.
-    pub fn destination(&self) -> OriginalDst {
+    pub fn destination(&self) -> EndpointAddr {
         self.destination
     }
 

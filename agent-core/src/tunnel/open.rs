@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::frame::{MAX_PAYLOAD, Malformed};
-use crate::address::{ClientAddr, OriginalDst};
+use crate::address::{ClientAddr, EndpointAddr};
 
 const ADDRESS: usize = 18;
 const ID: usize = 16;
@@ -18,8 +18,8 @@ pub struct ConnectionId(pub [u8; ID]);
 /// A request to serve one connection. Believe nothing in it before [`super::bind_open`] has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Open<'r> {
-    /// Where the application asked to connect to.
-    pub destination: OriginalDst,
+    /// Where the serving application listens: an address of the acceptor's pod.
+    pub destination: EndpointAddr,
     /// The application that connected.
     pub client: ClientAddr,
     /// The same in both agents' records.
@@ -49,7 +49,7 @@ impl<'r> Open<'r> {
         let (client, rest) = split_address(rest)?;
         let (id, rest) = rest.split_first_chunk().ok_or(Malformed::Open)?;
         Ok(Self {
-            destination: OriginalDst::new(destination),
+            destination: EndpointAddr::new(destination),
             client: ClientAddr::new(client),
             id: ConnectionId(*id),
             extensions: Extensions::parse(rest)?,

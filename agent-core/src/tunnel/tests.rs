@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
-use crate::address::{ClientAddr, OriginalDst};
+use crate::address::{ClientAddr, EndpointAddr};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
@@ -689,7 +689,7 @@ fn open(story: usize) -> Open<'static> {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&story.to_le_bytes());
     Open {
-        destination: OriginalDst::new(([10, 0, 0, 2], 80).into()),
+        destination: EndpointAddr::new(([10, 0, 0, 2], 80).into()),
         client: ClientAddr::new(([10, 0, 0, 1], 40_000).into()),
         id: ConnectionId(id),
         extensions: Extensions::NONE,

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use agent_core::address::{ClientAddr, OriginalDst};
+use agent_core::address::{ClientAddr, EndpointAddr};
 use agent_core::tunnel::{Acceptor, ConnectionId, Extensions, Frames, Open, RefuseReason};
 use tokio::io::Interest;
 use tokio::time::{Instant, sleep_until};
@@ -21,8 +21,8 @@ const RETIRED: Duration = Duration::from_secs(10);
 /// An OPEN, kept while it is being judged.
 #[derive(Debug)]
 pub struct Request {
-    /// Where the application asked to connect to.
-    pub destination: OriginalDst,
+    /// Where the serving application listens.
+    pub destination: EndpointAddr,
     /// The application that connected.
     pub client: ClientAddr,
     /// The same in both agents' records.

@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use agent_core::address::{ClientAddr, OriginalDst};
+use agent_core::address::{ClientAddr, EndpointAddr};
 use agent_core::directory::{Directory, Fail, Mode, Pod};
 use agent_core::identity::SpiffeId;
 use agent_core::policy::authorize_inbound;
@@ -13,7 +13,7 @@ use crate::secure::tests::{pair, sockets};
 
 fn open() -> Open<'static> {
     Open {
-        destination: OriginalDst::new("10.0.0.2:80".parse().unwrap()),
+        destination: EndpointAddr::new("10.0.0.2:80".parse().unwrap()),
         client: ClientAddr::new("10.0.0.1:40000".parse().unwrap()),
         id: ConnectionId([7; 16]),
         extensions: Extensions::NONE,

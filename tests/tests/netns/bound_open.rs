@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use agent::identity::{IdentityConfig, start};
 use agent::secure::{Channel, Credentials, Received, Trust, connect};
-use agent_core::address::{ClientAddr, OriginalDst};
+use agent_core::address::{ClientAddr, EndpointAddr};
 use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::tunnel::{ConnectionId, Dialler, DiallerEvent, Extensions, Frames, Open, RefuseReason};
 use agent_tests::traffic::Server;
@@ -88,7 +88,7 @@ struct Lies {
 impl Lies {
     async fn open(&mut self, destination: SocketAddr, client: SocketAddr, extensions: &[u8]) -> Answer {
         let open = Open {
-            destination: OriginalDst::new(destination),
+            destination: EndpointAddr::new(destination),
             client: ClientAddr::new(client),
             id: ConnectionId([9; 16]),
             extensions: Extensions::parse(extensions).unwrap(),

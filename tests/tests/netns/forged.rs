@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
-use agent_core::address::{ClientAddr, OriginalDst};
+use agent_core::address::{ClientAddr, EndpointAddr};
 use agent_core::tunnel::{ConnectionId, Dialler, Extensions, Open};
 use agent_tests::traffic::{self, Server};
 use agent_tests::{Mesh, Pod, Side, TUNNEL_PORT, wait};
@@ -160,7 +160,7 @@ fn dial(from: &Pod, to: &Pod, forged: Forged) -> Result<u8, ErrorKind> {
     let socket = traffic::connect(from, to.at(TUNNEL_PORT)).unwrap();
     let mut tunnel = StreamOwned::new(session, socket);
     let open = Open {
-        destination: OriginalDst::new(to.at(80)),
+        destination: EndpointAddr::new(to.at(80)),
         client: ClientAddr::new(from.at(4444)),
         id: ConnectionId([7; 16]),
         extensions: Extensions::parse(&[]).unwrap(),

@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use super::*;
-use crate::address::{ClientAddr, OriginalDst};
+use crate::address::{ClientAddr, EndpointAddr};
 use crate::tunnel::{ConnectionId, Extensions, MAX_PAYLOAD, Malformed};
 
 /// Every state that an acceptor can be in (after its third OPEN), and what each frame with the current number makes of it.
@@ -348,7 +348,7 @@ fn bodies() -> [Body<'static>; 8] {
 
 fn open() -> Open<'static> {
     Open {
-        destination: OriginalDst::new(([10, 0, 0, 2], 80).into()),
+        destination: EndpointAddr::new(([10, 0, 0, 2], 80).into()),
         client: ClientAddr::new(([10, 0, 0, 1], 40_000).into()),
         id: ConnectionId([1; 16]),
         extensions: Extensions::NONE,

@@ -149,7 +149,7 @@ fn check(destination: &str, client: &str) -> Result<Bound, RefuseReason> {
 
 fn open(destination: SocketAddr, client: SocketAddr) -> Open<'static> {
     Open {
-        destination: OriginalDst::new(destination),
+        destination: EndpointAddr::new(destination),
         client: ClientAddr::new(client),
         id: ConnectionId([1; 16]),
         extensions: Extensions::NONE,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::address::{ClientAddr, OriginalDst};
+use crate::address::{ClientAddr, EndpointAddr};
 use crate::tunnel::{ConnectionId, Extension, Extensions};
 
 #[test]
@@ -25,7 +25,7 @@ fn an_open_is_laid_out_as_written_down() {
     let extension = Extension { kind: 9, critical: true, value: b"x" };
     assert!(extension.encode(&mut extensions));
     let open = Open {
-        destination: OriginalDst::new("10.0.0.2:80".parse().unwrap()),
+        destination: EndpointAddr::new("10.0.0.2:80".parse().unwrap()),
         client: ClientAddr::new("[fd00::1]:40000".parse().unwrap()),
         id: ConnectionId([7; 16]),
         extensions: Extensions::parse(&extensions).unwrap(),
@@ -173,7 +173,7 @@ impl Owned {
     fn body(&self) -> Body<'_> {
         match self {
             Self::Open(destination, client, id, extensions) => Body::Open(Open {
-                destination: OriginalDst::new(*destination),
+                destination: EndpointAddr::new(*destination),
                 client: ClientAddr::new(*client),
                 id: ConnectionId(*id),
                 extensions: Extensions::parse(extensions).unwrap(),
