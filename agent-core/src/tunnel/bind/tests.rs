@@ -85,11 +85,16 @@ fn the_client_is_the_tunnels_peer_or_the_certificates_pod() {
 #[test]
 fn a_client_without_a_pod_is_the_tunnels_peer() {
     let world = World::new();
+    let from = PeerAddr::new("10.0.9.9:61000".parse().unwrap());
     let elsewhere = open("10.0.0.2:80".parse().unwrap(), "[fd00::1]:1".parse().unwrap());
-    let refusal = bind_open(&world.directory, &world.server, None, peer(), &elsewhere);
+    let refusal = bind_open(&world.directory, &world.server, None, from, &elsewhere);
     assert_eq!(refusal, Err(RefuseReason::ClientAddress));
-    let same = open("10.0.0.2:80".parse().unwrap(), client());
-    bind_open(&world.directory, &world.server, None, peer(), &same).unwrap();
+    let same = open("10.0.0.2:80".parse().unwrap(), "10.0.9.9:40000".parse().unwrap());
+    bind_open(&world.directory, &world.server, None, from, &same).unwrap();
+    // At a pod's address it would be somebody else.
+    let taken = open("10.0.0.2:80".parse().unwrap(), client());
+    let refusal = bind_open(&world.directory, &world.server, None, peer(), &taken);
+    assert_eq!(refusal, Err(RefuseReason::UnknownPeer));
 }
 
 #[test]
