@@ -1,14 +1,16 @@
-//! Who is where: an immutable, indexed snapshot of the pods and what is known of each.
+//! Who is where: an immutable, indexed snapshot of the pods, the services, and what is known of each.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::identity::{PodUid, SpiffeId, TrustDomain};
 
+mod service;
 mod text;
 
+pub use service::{Endpoint, Frontend, PlainEndpoint, Service};
 pub use text::{object_name, parse};
 
 /// What a pod accepts besides mutual TLS.
@@ -56,7 +58,7 @@ pub struct Pod {
     pub serving: bool,
 }
 
-/// The pods of one revision, indexed. Cheap to share: readers hold an `Arc`.
+/// The pods and services of one revision, indexed. Cheap to share: readers hold an `Arc`.
 #[derive(Debug)]
 pub struct Directory {
     revision: u64,
@@ -64,6 +66,9 @@ pub struct Directory {
     pods: Vec<Arc<Pod>>,
     by_address: HashMap<IpAddr, usize>,
     by_uid: HashMap<PodUid, usize>,
+    services: Vec<Arc<Service>>,
+    /// Each frontend's service, and its number there.
+    by_frontend: HashMap<SocketAddr, (usize, usize)>,
 }
 
 /// Two pods that claim one address. One of them is wrong, or an author is; the first keeps it, both are reported.
@@ -88,7 +93,9 @@ impl Directory {
                 by_address.entry(address.to_canonical()).or_insert(at);
             }
         }
-        Self { revision, trust_domain, pods: pods.into_iter().map(Arc::new).collect(), by_address, by_uid }
+        let pods = pods.into_iter().map(Arc::new).collect();
+        let (services, by_frontend) = (Vec::new(), HashMap::new());
+        Self { revision, trust_domain, pods, by_address, by_uid, services, by_frontend }
     }
 
     /// Lets the owner that a contested address had before keep it, wherever the file lists it now.

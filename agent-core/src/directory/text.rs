@@ -8,6 +8,8 @@ use super::{Directory, Fail, Mode, Pod};
 use crate::document::{Node, Place, Problems, Section, interpret};
 use crate::identity::{PodUid, SpiffeId, TrustDomain};
 
+mod services;
+
 /// Reads a directory file.
 ///
 /// # Errors
@@ -23,10 +25,6 @@ fn directory(root: &Node, problems: &mut Problems) -> Option<Directory> {
     let pods = section.required("pods", problems);
     let services = section.optional("services");
     section.end(problems);
-    if services.is_some_and(|node| node.list("`services`", problems).is_some_and(|list| !list.is_empty())) {
-        let place = services.map(|node| node.place).unwrap_or_default();
-        problems.add(place, "`services` must be empty: this version serves pods by their own addresses only");
-    }
     let revision = revision.and_then(|node| node.number("`revision`", problems));
     let trust_domain: Option<TrustDomain> =
         trust_domain.and_then(|node| node.parse("`trust_domain`", str::parse, problems));
@@ -34,8 +32,12 @@ fn directory(root: &Node, problems: &mut Problems) -> Option<Directory> {
     let known = trust_domain.as_ref();
     let pods: Vec<Option<Pod>> = nodes.iter().map(|node| pod(node, known, problems)).collect();
     check_unique(nodes, &pods, problems);
+    let services = match services {
+        Some(node) => services::read(node, &pods, problems),
+        None => Some(Vec::new()),
+    };
     let pods: Option<Vec<Pod>> = pods.into_iter().collect();
-    Some(Directory::new(revision?, trust_domain?, pods?))
+    Some(Directory::new(revision?, trust_domain?, pods?).with_services(services?))
 }
 
 fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems) -> Option<Pod> {
@@ -88,16 +90,20 @@ fn addresses_of(node: &Node, problems: &mut Problems) -> Option<Vec<IpAddr>> {
     if nodes.is_empty() {
         problems.add(node.place, "`addresses` must have at least one address");
     }
-    let parser = |text: &str| match text.parse::<IpAddr>() {
+    let parsed: Vec<Option<IpAddr>> = nodes.iter().map(|node| node.parse("an address", reachable, problems)).collect();
+    let addresses: Vec<IpAddr> = parsed.into_iter().collect::<Option<_>>()?;
+    (!addresses.is_empty()).then_some(addresses)
+}
+
+/// An address that means the same to every pod, in its canonical form.
+fn reachable(text: &str) -> Result<IpAddr, &'static str> {
+    match text.parse::<IpAddr>() {
         Ok(ip) if is_usable(ip.to_canonical()) => Ok(ip.to_canonical()),
         Ok(_) => {
             Err("must be an address that other pods can reach: not loopback, link-local, multicast or unspecified")
         }
         Err(_) => Err("must be an IP address"),
-    };
-    let parsed: Vec<Option<IpAddr>> = nodes.iter().map(|node| node.parse("an address", parser, problems)).collect();
-    let addresses: Vec<IpAddr> = parsed.into_iter().collect::<Option<_>>()?;
-    (!addresses.is_empty()).then_some(addresses)
+    }
 }
 
 fn is_usable(ip: IpAddr) -> bool {

@@ -69,8 +69,111 @@ fn every_mistake_has_its_place() {
     );
     check(
         &with(POD).replace("services: []", "services: [{}]"),
-        &["line 13:11: `services` must be empty: this version serves pods by their own addresses only"],
+        &["line 13:12: `name` is missing", "line 13:12: `namespace` is missing", "line 13:12: `frontends` is missing"],
     );
+}
+
+const UID: &str = "0f2b8a52-2f5f-4b3e-9a54-6a5f6f9f2a10";
+
+/// The pod, and these services from line 14 on.
+fn with_services(services: &str) -> String {
+    with(POD).replace("services: []", &format!("services:{services}"))
+}
+
+#[test]
+fn services_are_read() {
+    let directory = parse(&with_services(&format!(
+        "
+  - name: web
+    namespace: shop
+    frontends:
+      - {{address: 10.96.0.10, port: 80, target_port: 8080}}
+      - {{address: '::ffff:192.0.2.1', port: 443}}
+    pods: [{UID}]
+    plain: [10.0.9.1, '10.0.9.2:81', 'fd00::9', '[fd00::9]:81']
+  - {{name: none, namespace: shop, frontends: [{{address: 10.96.0.11, port: 80}}]}}
+"
+    )))
+    .unwrap();
+    let (service, frontend) = directory.by_frontend("10.96.0.10:80".parse().unwrap()).unwrap();
+    assert_eq!((service.namespace.as_str(), service.name.as_str(), frontend.target_port), ("shop", "web", 8080));
+    assert_eq!(service.pods.iter().map(PodUid::as_str).collect::<Vec<_>>(), [UID]);
+    let plain: Vec<String> = service.plain.iter().map(|endpoint| endpoint.at(frontend).to_string()).collect();
+    assert_eq!(plain, ["10.0.9.1:8080", "10.0.9.2:81", "[fd00::9]:8080", "[fd00::9]:81"]);
+    let (_, frontend) = directory.by_frontend("192.0.2.1:443".parse().unwrap()).unwrap();
+    assert_eq!(frontend.target_port, 443);
+    let (none, frontend) = directory.by_frontend("10.96.0.11:80".parse().unwrap()).unwrap();
+    assert!(none.ready(&directory, frontend).is_empty());
+    assert!(directory.by_frontend("10.96.0.10:443".parse().unwrap()).is_none());
+    assert_eq!(directory.services().count(), 2);
+    // They are the same after a file that had others.
+    let after = parse(&with_services(" []")).unwrap();
+    assert_eq!(directory.after(&after).services().count(), 2);
+}
+
+#[test]
+fn every_mistake_in_a_service_has_its_place() {
+    let one = |rest: &str| with_services(&format!("\n  - {{name: web, namespace: shop, {rest}}}\n"));
+    let frontends = "frontends: [{address: 10.96.0.10, port: 80}]";
+    check(&one("frontends: []"), &["line 14:45: `frontends` must have at least one address and port"]);
+    check(
+        &one("frontends: [{address: 10.96.0.10, port: 80, targetPort: 1}]"),
+        &["line 14:78: unknown key `targetPort`; did you mean `target_port`?"],
+    );
+    check(
+        &one("frontends: [{address: 127.0.0.1, port: 0, target_port: 15008}]"),
+        &[
+            "line 14:56: `address`: must be an address that other pods can reach: not loopback, link-local, multicast or \
+             unspecified (found `127.0.0.1`)",
+            "line 14:73: `port`: must be a port, from 1 to 65535 (found `0`)",
+            "line 14:89: `target_port`: must not be 15001 or 15008, which are Mantle's own (found `15008`)",
+        ],
+    );
+    check(
+        &one("frontends: [{address: 10.77.2.10, port: 80}]"),
+        &["line 14:46: 10.77.2.10 is a pod's own address; a frontend is an address that no pod has"],
+    );
+    check(
+        &one("frontends: [{address: 10.96.0.10, port: 80}, {address: '::ffff:10.96.0.10', port: 80}]"),
+        &["line 14:79: frontend 10.96.0.10:80 is listed twice, first at line 14:46"],
+    );
+    check(
+        &one(&format!("{frontends}, pods: [{UID}, stranger, {UID}]")),
+        &[
+            "line 14:125: no pod of this file has the UID stranger: list it in the directory's `pods`, or take it out here",
+            "line 14:135: pod 0f2b8a52-2f5f-4b3e-9a54-6a5f6f9f2a10 is listed twice, first at line 14:87",
+        ],
+    );
+    check(
+        &one(&format!("{frontends}, plain: [web, '10.0.9.1:0', 127.0.0.1, 10.0.9.1, 10.0.9.1, '10.96.0.10:80']")),
+        &[
+            "line 14:88: an endpoint: must be an IP address, or one with a port, such as 10.0.3.7:8080 (found `web`)",
+            "line 14:93: an endpoint: must be a port, from 1 to 65535 (found `10.0.9.1:0`)",
+            "line 14:107: an endpoint: must be an address that other pods can reach: not loopback, link-local, multicast \
+             or unspecified (found `127.0.0.1`)",
+            "line 14:128: endpoint 10.0.9.1 is listed twice, first at line 14:118",
+        ],
+    );
+    check(
+        &one(&format!("{frontends}, plain: ['10.96.0.10:80']")),
+        &["line 14:88: 10.96.0.10:80 is a service's frontend; an endpoint is where an application listens"],
+    );
+    check(
+        &with_services(
+            "
+  - {name: web, namespace: shop, frontends: [{address: 10.96.0.10, port: 80}]}
+  - {name: web, namespace: shop, frontends: [{address: 10.96.0.11, port: 80}]}
+  - {name: web, namespace: other, frontends: [{address: 10.96.0.10, port: 80}]}
+",
+        ),
+        &[
+            "line 15:5: service shop/web is listed twice, first at line 14:5",
+            "line 16:47: frontend 10.96.0.10:80 is listed twice, first at line 14:46",
+        ],
+    );
+    // What is wrong with a pod is told once.
+    let text = one(&format!("{frontends}, pods: [{UID}]")).replace("    name: web\n", "");
+    check(&text, &["line 4:5: `name` is missing"]);
 }
 
 #[test]
