@@ -2,13 +2,17 @@
 
 use thiserror::Error;
 
+use crate::address::EndpointAddr;
 use crate::directory::{Directory, Pod};
 use crate::identity::{PodUid, SpiffeId};
 use crate::outcome::{Blame, Close};
-use crate::route::Route;
+use crate::route::{MeshRoute, PlainRoute, Why};
 
 /// The name of the only policy of this version: pods of the directory may talk to each other, as themselves.
 const MESH: &str = "mesh";
+
+/// The name under which the directory's author lets bytes go in the clear.
+const PLAIN: &str = "plain";
 
 /// A connection may be relayed. Made by [`authorize_outbound`] and [`authorize_inbound`] only.
 #[derive(Clone, Debug)]
@@ -26,6 +30,38 @@ impl Permit {
     /// The directory's revision that it was judged under.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+}
+
+/// A connection may be relayed in the clear, to this one endpoint. Made by [`authorize_plain`] only, of what
+/// [`resolve`](crate::route::resolve) alone makes.
+#[derive(Clone, Debug)]
+pub struct PlainPermit {
+    permit: Permit,
+    source: PodUid,
+    route: PlainRoute,
+}
+
+impl PlainPermit {
+    /// The policy that allowed it.
+    pub fn policy(&self) -> &'static str {
+        self.permit.policy()
+    }
+
+    /// The directory's revision that it was judged under.
+    pub fn revision(&self) -> u64 {
+        self.permit.revision()
+    }
+
+    /// Where it goes, and why in the clear.
+    pub fn route(&self) -> &PlainRoute {
+        &self.route
+    }
+
+    /// Whether a connection that is under way may go on: both ends are still what they were. An endpoint that has been
+    /// enrolled since is no reason to end it: enrolment costs no connection.
+    pub fn holds(&self, directory: &Directory) -> bool {
+        directory.by_uid(&self.source).is_some() && stands(directory, &self.source, &self.route)
     }
 }
 
@@ -75,6 +111,9 @@ pub enum Denial {
     /// The directory has no such pod.
     #[error("the directory has no pod {0}")]
     PeerUnknown(String),
+    /// The service does not name this endpoint any more.
+    #[error("the service does not have the endpoint {0}")]
+    NoSuchEndpoint(EndpointAddr),
     /// The certificate names another pod than the directory has at that place.
     #[error("the certificate is pod {certified}'s, the directory has pod {listed} there")]
     OtherPod {
@@ -97,7 +136,7 @@ impl Denial {
     /// In the words of records.
     pub fn close(&self) -> (Close, Blame) {
         match self {
-            Self::OwnPodUnknown(_) | Self::PeerUnknown(_) => (Close::Denied, Blame::Operator),
+            Self::OwnPodUnknown(_) | Self::PeerUnknown(_) | Self::NoSuchEndpoint(_) => (Close::Denied, Blame::Operator),
             Self::OtherPod { .. } | Self::OtherIdentity { .. } => (Close::Denied, Blame::Peer),
         }
     }
@@ -112,7 +151,7 @@ impl Denial {
 ///
 /// # Errors
 /// [`Denial`].
-pub fn authorize_outbound(directory: &Directory, source: &PodUid, route: &Route) -> Result<Permit, Denial> {
+pub fn authorize_outbound(directory: &Directory, source: &PodUid, route: &MeshRoute) -> Result<Permit, Denial> {
     if directory.by_uid(source).is_none() {
         return Err(Denial::OwnPodUnknown(source.clone()));
     }
@@ -121,6 +160,33 @@ pub fn authorize_outbound(directory: &Directory, source: &PodUid, route: &Route)
         return Err(Denial::PeerUnknown(route.peer.uid.to_string()));
     }
     Ok(Permit { policy: MESH, revision: directory.revision() })
+}
+
+/// Judges a connection that leaves one of our pods in the clear, or does not leave it.
+///
+/// # Errors
+/// [`Denial`].
+pub fn authorize_plain(directory: &Directory, source: &PodUid, route: PlainRoute) -> Result<PlainPermit, Denial> {
+    if directory.by_uid(source).is_none() {
+        return Err(Denial::OwnPodUnknown(source.clone()));
+    }
+    if !stands(directory, source, &route) {
+        return Err(Denial::NoSuchEndpoint(route.destination()));
+    }
+    let permit = Permit { policy: PLAIN, revision: directory.revision() };
+    Ok(PlainPermit { permit, source: source.clone(), route })
+}
+
+/// Whether the directory still has the endpoint where the route says it is.
+fn stands(directory: &Directory, source: &PodUid, route: &PlainRoute) -> bool {
+    let ip = route.destination().ip();
+    match route.why() {
+        Why::OwnPod => directory.by_address(ip).is_some_and(|pod| pod.uid == *source),
+        Why::EndpointNotEnrolled => {
+            let service = directory.by_frontend(route.by().frontend);
+            service.is_some_and(|(service, _)| service.has_endpoint(directory, ip))
+        }
+    }
 }
 
 /// Judges a connection that enters one of our pods, by what its peer has proved.
@@ -158,7 +224,8 @@ mod tests {
     use super::*;
     use crate::address::OriginalDst;
     use crate::directory::tests::{directory, pod};
-    use crate::route::resolve;
+    use crate::directory::{Frontend, PlainEndpoint, Service};
+    use crate::route::{Choice, Route, resolve};
 
     fn peer(identity: &str, uid: Option<&str>) -> VerifiedPeer {
         VerifiedPeer::assertion(identity.parse().unwrap(), uid.map(|uid| uid.parse().unwrap()), "01".into(), 0)
@@ -184,7 +251,9 @@ mod tests {
     fn outbound_ends_when_the_address_goes_to_another_pod_or_identity() {
         let before = directory(vec![pod("client", "10.0.0.1"), pod("web", "10.0.0.2")]);
         let source = before.by_uid(&"uid-client".parse().unwrap()).unwrap();
-        let route = resolve(&before, source, OriginalDst::new("10.0.0.2:80".parse().unwrap())).unwrap();
+        let choice = Choice { draw: 0, tried: &[] };
+        let route = resolve(&before, source, OriginalDst::new("10.0.0.2:80".parse().unwrap()), choice).unwrap();
+        let Route::Mesh(route) = route else { unreachable!("{route:?}") };
         assert!(authorize_outbound(&before, &source.uid, &route).is_ok());
         let after = directory(vec![pod("client", "10.0.0.1"), pod("successor", "10.0.0.2")]);
         assert!(matches!(authorize_outbound(&after, &source.uid, &route), Err(Denial::PeerUnknown(_))));
@@ -195,6 +264,45 @@ mod tests {
         assert!(matches!(judged, Err(Denial::PeerUnknown(_))));
         let without_us = directory(vec![pod("web", "10.0.0.2")]);
         assert!(matches!(authorize_outbound(&without_us, &source.uid, &route), Err(Denial::OwnPodUnknown(_))));
+    }
+
+    /// `10.96.0.1:80`, behind which is the enrolled `web` and what is named here.
+    fn mixed(pods: &[&str], plain: &[&str]) -> Service {
+        Service {
+            name: "web".into(),
+            namespace: "shop".into(),
+            frontends: vec![Frontend { address: "10.96.0.1:80".parse().unwrap(), target_port: 8080 }],
+            pods: pods.iter().map(|uid| uid.parse().unwrap()).collect(),
+            plain: plain.iter().map(|ip| PlainEndpoint { ip: ip.parse().unwrap(), port: None }).collect(),
+        }
+    }
+
+    #[test]
+    fn what_goes_in_the_clear_ends_with_its_pod_its_service_or_its_endpoint_and_not_with_an_enrolment() {
+        let pods = || vec![pod("client", "10.0.0.1"), pod("web", "10.0.0.2")];
+        let with = |services| directory(pods()).with_services(services);
+        let before = with(vec![mixed(&["uid-web"], &["10.0.0.9"])]);
+        let source = before.by_uid(&"uid-client".parse().unwrap()).unwrap();
+        let original = OriginalDst::new("10.96.0.1:80".parse().unwrap());
+        let choice = Choice { draw: 1, tried: &[] };
+        let Ok(Route::Plain(route)) = resolve(&before, source, original, choice) else { unreachable!() };
+        let permit = authorize_plain(&before, &source.uid, route.clone()).unwrap();
+        assert_eq!(permit.route().destination().to_string(), "10.0.0.9:8080");
+        assert!(permit.holds(&before));
+
+        let mut enrolled = pods();
+        enrolled.push(pod("old", "10.0.0.9"));
+        let enrolled = directory(enrolled).with_services(vec![mixed(&["uid-web", "uid-old"], &[])]);
+        assert!(permit.holds(&enrolled), "enrolment costs no connection");
+        for gone in [with(vec![]), with(vec![mixed(&["uid-web"], &[])])] {
+            assert!(!permit.holds(&gone));
+            let judged = authorize_plain(&gone, &source.uid, route.clone());
+            assert!(matches!(judged, Err(Denial::NoSuchEndpoint(_))));
+        }
+        let without_us = directory(vec![pod("web", "10.0.0.2")]);
+        let without_us = without_us.with_services(vec![mixed(&["uid-web"], &["10.0.0.9"])]);
+        assert!(!permit.holds(&without_us));
+        assert!(matches!(authorize_plain(&without_us, &source.uid, route), Err(Denial::OwnPodUnknown(_))));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod listener;
 mod maps;
 mod netns;
 mod pins;
+mod plain;
 mod pod;
 mod ports;
 mod program;
@@ -227,7 +228,8 @@ impl Capture {
         Ok(())
     }
 
-    /// Tells the kernel which destinations are in the mesh: every address of every published pod.
+    /// Tells the kernel which destinations are in the mesh: every address of every published pod, and every frontend of a
+    /// service behind which there is one.
     ///
     /// # Errors
     /// The system's; after it the map may hold a part of the change, never less than what both revisions have.
@@ -237,6 +239,7 @@ impl Capture {
         let wanted: HashSet<Endpoint> = published
             .flat_map(|pod| pod.addresses.iter().filter(move |address| owned(pod, address)))
             .map(|address| maps::endpoint((*address, 0).into()))
+            .chain(directory.meshed_frontends().map(maps::endpoint))
             .collect();
         self.maps.set_mesh(&wanted)
     }

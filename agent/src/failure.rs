@@ -46,6 +46,11 @@ impl Failure {
         Self::new(Close::ResetBySource, Blame::Application, error)
     }
 
+    /// An endpoint's socket was dead before anything began.
+    pub fn endpoint(error: std::io::Error) -> Self {
+        Self::new(Close::ResetByDestination, Blame::Application, error)
+    }
+
     /// A defect of ours.
     pub fn bug(error: impl ToString) -> Self {
         Self::new(Close::AgentFailed, Blame::Ours, error)
@@ -126,19 +131,24 @@ impl Ended {
     /// Puts the end into the record. `direction` says on which side our application is.
     pub fn report(&self, record: &mut Record, direction: Direction) {
         let (close, blame) = self.close(direction);
-        let detail = match self {
+        record.ended(close, blame, self.detail());
+    }
+
+    /// For a person to read, where the record's word is not all.
+    pub fn detail(&self) -> Option<String> {
+        match self {
             Self::Finished | Self::Repeat | Self::TunnelLost | Self::NoAnswer | Self::Stopped(_) => None,
             Self::Refused(reason) => Some(reason.to_string()),
-            Self::Application(error) => Some(error.to_string()),
+            Self::Application(error) | Self::Endpoint(error) => Some(error.to_string()),
             Self::ResetByPeer(reason) => Some(reason.to_string()),
             Self::Channel(error) => Some(error.to_string()),
             Self::Violation(violation) => Some(violation.to_string()),
             Self::Bug(what) => Some(what.clone()),
-        };
-        record.ended(close, blame, detail);
+        }
     }
 
-    fn close(&self, direction: Direction) -> (Close, Blame) {
+    /// In the words of records. `direction` says on which side our application is.
+    pub fn close(&self, direction: Direction) -> (Close, Blame) {
         let (ours, theirs) = match direction {
             Direction::Outbound => (Close::ResetBySource, Close::ResetByDestination),
             Direction::Inbound => (Close::ResetByDestination, Close::ResetBySource),
@@ -149,6 +159,8 @@ impl Ended {
                 (Close::TimedOut, Blame::Application)
             }
             Self::Application(_) => (ours, Blame::Application),
+            Self::Endpoint(error) if error.kind() == std::io::ErrorKind::TimedOut => (Close::TimedOut, Blame::Network),
+            Self::Endpoint(_) => (theirs, Blame::Application),
             Self::Refused(reason) => refused(*reason),
             Self::ResetByPeer(reason) => reset(*reason, theirs),
             // In TLS 1.3 the peer judges our certificate after we are done with the handshake.

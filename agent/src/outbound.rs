@@ -1,28 +1,33 @@
 //! The life of a connection that leaves a local pod: capture → resolve → authorize → secure → relay → report.
+//!
+//! A service has several endpoints: one that cannot be reached, or says that it has delivered nothing, is followed by the
+//! next.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_core::address::EndpointAddr;
+use agent_core::address::{ClientAddr, EndpointAddr, OriginalDst};
 use agent_core::directory::{Directory, Pod};
-use agent_core::outcome::{Blame, Close};
-use agent_core::policy::{Permit, authorize_outbound};
-use agent_core::route::{Route, resolve};
-use agent_core::tunnel::{ConnectionId, Dialler, Extensions, Open};
+use agent_core::policy::{Permit, PlainPermit, authorize_outbound, authorize_plain};
+use agent_core::route::{Choice, Chosen, MeshRoute, Route, resolve};
+use agent_core::tunnel::ConnectionId;
+use tokio::time::Instant;
 
 use crate::capture::{Attached, Captured};
 use crate::failure::Failure;
 use crate::plane::Plane;
-use crate::relay::{self, Application, Early, Ended, Outcome, Pool, PoolKey, Tunnel};
+use crate::relay::{Application, Early, Ended, Outcome, Pool};
 use crate::report::{Direction, Party, Record};
-use crate::secure::{self, Credentials};
 
-/// How long reaching the other agent may take.
+mod mesh;
+mod plain;
+
+/// How long reaching the other agent may take, and all endpoints of a service together.
 const DIAL: Duration = Duration::from_secs(10);
-/// How often one connection may be opened again because its tunnel was being retired.
-const TUNNELS: usize = 4;
+/// So many endpoints of a service are tried for one connection.
+const TRIES: usize = 3;
 
 /// What the outbound connections of one thread share.
 pub struct Outbound {
@@ -36,146 +41,205 @@ impl Outbound {
     pub fn new(plane: Plane) -> Rc<Self> {
         let pool = Pool::new(plane.tunnel.idle);
         let outbound = Rc::new(Self { plane, pool, dials: Cell::new(0) });
-        tokio::task::spawn_local(drop_stale(Rc::downgrade(&outbound)));
+        tokio::task::spawn_local(mesh::drop_stale(Rc::downgrade(&outbound)));
         outbound
     }
+
+    /// Spreads the searches for source ports.
+    fn next_dial(&self) -> usize {
+        self.dials.replace(self.dials.get().wrapping_add(1))
+    }
+}
+
+/// One captured connection on its way.
+struct Flow<'a> {
+    outbound: &'a Outbound,
+    pod: &'a Arc<Attached>,
+    client: ClientAddr,
+    original: OriginalDst,
+    application: Application,
+}
+
+/// Where it may go, and the proof that it may.
+enum Way {
+    Mesh(MeshRoute, Permit),
+    Plain(PlainPermit),
+}
+
+/// How a connection ended, or its attempt at one endpoint.
+type Fate = Result<Ended, Failure>;
+
+/// What came of one endpoint.
+struct Attempt {
+    fate: Fate,
+    /// What the application has said so far, if none of it can have been delivered: another endpoint may be tried.
+    undelivered: Option<Early>,
+}
+
+/// How long an attempt may take to reach its endpoint.
+#[derive(Clone, Copy)]
+struct Limit {
+    each: Duration,
+    /// Others wait for their turn.
+    more: bool,
 }
 
 /// Carries one captured connection, from here to its record.
 pub async fn connection(outbound: Rc<Outbound>, pod: Arc<Attached>, captured: Captured) {
     let mut record = outbound.plane.records.begin(Direction::Outbound, ConnectionId(rand::random()));
-    record.source = Party::at(captured.client);
-    record.destination = Party::at(captured.original);
-    match carry(&outbound, &pod, captured, &mut record).await {
+    let Captured { socket, client, original } = captured;
+    record.source = Party::at(client);
+    record.destination = Party::at(original);
+    let fate = match Application::new(socket) {
+        Ok(application) => {
+            Flow { outbound: &outbound, pod: &pod, client, original, application }.carry(&mut record).await
+        }
+        Err(error) => Err(Failure::application(error)),
+    };
+    match fate {
         Ok(ended) => ended.report(&mut record, Direction::Outbound),
         Err(failure) => record.ended(failure.close, failure.blame, Some(failure.detail)),
     }
 }
 
-async fn carry(
-    outbound: &Rc<Outbound>,
-    pod: &Arc<Attached>,
-    captured: Captured,
-    record: &mut Record,
-) -> Result<Ended, Failure> {
-    let plane = &outbound.plane;
-    let mut application = Application::new(captured.socket).map_err(Failure::application)?;
-
-    // Resolve and authorize: which pod that is, and whether it may.
-    let judge = |directory: &Directory| judge(directory, pod, captured.original);
-    let ((source, route, permit), revision) = plane.judge(judge, |failure| failure.may_be_lag).await?;
-    record.source = Party::of_pod(&source, captured.client);
-    record.destination.name(&route.peer);
-    record.permitted(permit.policy(), revision);
-
-    // Secure and relay: over an idle tunnel, or a new one.
-    let credentials = plane.certificates.borrow().get(pod.uid()).cloned().ok_or_else(Failure::no_certificate)?;
-    let permitted = |directory: &Directory| {
-        directory.by_uid(pod.uid()).is_some() && authorize_outbound(directory, pod.uid(), &route).is_ok()
-    };
-    let mut early = Early::default();
-    for attempt in 0..TUNNELS {
-        let (key, mut tunnel) = outbound.tunnel(pod, &route, &credentials, attempt == 0).await?;
-        describe(record, &route, &tunnel);
-        let open = Open {
-            destination: EndpointAddr::new(captured.original.socket_addr()),
-            client: captured.client,
-            id: record.id(),
-            extensions: Extensions::NONE,
-        };
-        let (machine, frames) = tunnel.frames();
-        let number = machine.open(&open, frames).map_err(Failure::bug)?;
-        record.tunnel_use(number);
-        let stop = plane.stop(pod.uid(), permitted);
-        let Outcome { from_application, to_application, ended, early: kept, .. } =
-            relay::run(&mut application, &mut tunnel, &permit, early, stop).await;
-        (record.sent, record.received) = (from_application, to_application);
-        outbound.put_back(key, tunnel, &ended);
-        if ended != Ended::Repeat {
-            return Ok(ended);
+impl Flow<'_> {
+    async fn carry(mut self, record: &mut Record) -> Fate {
+        let mut deadline = None;
+        let (mut tried, mut early) = (Vec::new(), Early::default());
+        let mut last: Option<Fate> = None;
+        loop {
+            // Resolve and authorize: to whom, and whether it may.
+            let (way, at) = match (self.way(&tried, record).await, last.take()) {
+                (Ok(found), _) => found,
+                (Err(_), Some(fate)) => return fate,
+                (Err(failure), None) => return Err(failure),
+            };
+            let now = Instant::now();
+            let deadline = *deadline.get_or_insert(now + DIAL);
+            let limit = Limit::share(deadline - now, way.endpoints().min(TRIES - tried.len()));
+            // Secure and relay.
+            let attempt = match &way {
+                Way::Mesh(route, permit) => self.over_tunnel((route, permit), limit, early, record).await,
+                Way::Plain(permit) => self.in_the_clear(permit, limit, early, record).await,
+            };
+            let Attempt { fate, undelivered: Some(kept) } = attempt else { return attempt.fate };
+            if !limit.more || Instant::now() >= deadline {
+                return fate;
+            }
+            let (close, detail) = in_short(&fate);
+            record.not_served(at, close, detail);
+            (early, last) = (kept, Some(fate));
+            tried.push(at);
         }
-        early = kept;
     }
-    Err(Failure::new(Close::TunnelLost, Blame::Peer, "every tunnel was being retired by the peer"))
+
+    /// The way that the directory knows now, past the endpoints that were tried; also where it leads.
+    async fn way(&self, tried: &[EndpointAddr], record: &mut Record) -> Result<(Way, EndpointAddr), Failure> {
+        let choice = Choice { draw: rand::random(), tried };
+        let judge = |directory: &Directory| judge(directory, self.pod, self.original, choice);
+        // Who has been tried was known: there is nothing to wait for.
+        let lagging = |failure: &Failure| tried.is_empty() && failure.may_be_lag;
+        let ((source, way), revision) = self.outbound.plane.judge(judge, lagging).await?;
+        record.source = Party::of_pod(&source, self.client);
+        way.describe(&source, record);
+        record.permitted(way.policy(), revision);
+        let at = way.destination();
+        Ok((way, at))
+    }
 }
 
 fn judge(
     directory: &Directory,
     pod: &Attached,
-    original: agent_core::address::OriginalDst,
-) -> Result<(Arc<Pod>, Route, Permit), Failure> {
+    original: OriginalDst,
+    choice: Choice<'_>,
+) -> Result<(Arc<Pod>, Way), Failure> {
     let source = directory.by_uid(pod.uid()).ok_or_else(Failure::pod_gone)?;
-    let route = resolve(directory, source, original)?;
-    let permit = authorize_outbound(directory, pod.uid(), &route)?;
-    Ok((Arc::clone(source), route, permit))
-}
-
-fn describe(record: &mut Record, route: &Route, tunnel: &Tunnel<Dialler>) {
-    record.destination.certified(&route.peer.identity, &route.peer.uid);
-    let channel = &tunnel.channel;
-    record.secured(channel.group(), channel.cipher(), channel.own_serial(), channel.peer().serial());
-}
-
-impl Outbound {
-    /// An idle tunnel to the peer, or a new one. Its far end has proved to be that very pod.
-    async fn tunnel(
-        &self,
-        pod: &Arc<Attached>,
-        route: &Route,
-        credentials: &Arc<Credentials>,
-        pooled: bool,
-    ) -> Result<(PoolKey, Tunnel<Dialler>), Failure> {
-        let trust = self.plane.trust();
-        let key = PoolKey {
-            source: pod.uid().clone(),
-            destination: route.peer.uid.clone(),
-            identity: route.peer.identity.clone(),
-            next_hop: route.next_hop,
-            generation: credentials.generation(),
-            trust: trust.generation(),
-        };
-        if let Some(tunnel) = pooled.then(|| self.pool.take(&key)).flatten() {
-            return Ok((key, tunnel));
+    let way = match resolve(directory, source, original, choice)? {
+        Route::Mesh(route) => {
+            let permit = authorize_outbound(directory, pod.uid(), &route)?;
+            Way::Mesh(route, permit)
         }
-        let start = self.dials.replace(self.dials.get().wrapping_add(1));
-        let socket = pod.dial_tunnel(route.next_hop, start, DIAL).await;
-        let socket = socket.map_err(|error| Failure::of_tunnel_dial(&error))?;
-        let channel = secure::connect(socket, credentials, &trust, &route.peer.identity, &route.peer.uid).await?;
-        Ok((key, Tunnel::new(channel, Dialler::new(self.plane.tunnel.max_uses))))
-    }
-
-    /// Keeps a tunnel that can have another connection; resets any other.
-    fn put_back(&self, key: PoolKey, tunnel: Tunnel<Dialler>, ended: &Ended) {
-        let settled = matches!(ended, Ended::Finished | Ended::Refused(_));
-        if settled && tunnel.machine.is_idle() && !self.plane.drain.is_requested() {
-            self.pool.put(key, tunnel);
-        } else if let Some(reason) = ended.reset_reason() {
-            let hasty = matches!(ended, Ended::Stopped(_));
-            tokio::task::spawn_local(tunnel.abort(reason, hasty));
-        }
-    }
-}
-
-/// Idle tunnels do not outlive what they were made under: either pod, our certificate, or our trust.
-async fn drop_stale(outbound: std::rc::Weak<Outbound>) {
-    let Some((mut directory, mut certificates, mut trust)) =
-        outbound.upgrade().map(|o| (o.plane.directory.clone(), o.plane.certificates.clone(), o.plane.trust.clone()))
-    else {
-        return;
+        Route::Plain(route) => Way::Plain(authorize_plain(directory, pod.uid(), route)?),
     };
-    loop {
-        let changed = tokio::select! {
-            changed = directory.changed() => changed,
-            changed = certificates.changed() => changed,
-            changed = trust.changed() => changed,
-        };
-        let (Some(outbound), Ok(())) = (outbound.upgrade(), changed) else { return };
-        let (pods, ours) = (directory.borrow_and_update().clone(), certificates.borrow_and_update().clone());
-        let trust = trust.borrow_and_update().generation();
-        outbound.pool.retain(|key| {
-            let current = ours.get(&key.source).is_some_and(|c| c.generation() == key.generation) && key.trust == trust;
-            let same = |pod: &Arc<Pod>| pod.uid == key.destination && pod.identity == key.identity;
-            current && pods.by_address(key.next_hop.ip()).is_some_and(same) && pods.by_uid(&key.source).is_some()
+    Ok((Arc::clone(source), way))
+}
+
+impl Way {
+    fn destination(&self) -> EndpointAddr {
+        match self {
+            Self::Mesh(route, _) => route.destination,
+            Self::Plain(permit) => permit.route().destination(),
+        }
+    }
+
+    fn policy(&self) -> &'static str {
+        match self {
+            Self::Mesh(_, permit) => permit.policy(),
+            Self::Plain(permit) => permit.policy(),
+        }
+    }
+
+    fn by(&self) -> Option<&Chosen> {
+        match self {
+            Self::Mesh(route, _) => route.by.as_ref(),
+            Self::Plain(permit) => Some(permit.route().by()),
+        }
+    }
+
+    /// How many endpoints there are to try, this one included.
+    fn endpoints(&self) -> usize {
+        self.by().map_or(1, |chosen| chosen.others + 1)
+    }
+
+    /// What is known of the far end before it has proved anything.
+    fn describe(&self, source: &Pod, record: &mut Record) {
+        record.toward(match self {
+            Self::Mesh(route, _) => {
+                let mut party = Party::at(route.destination);
+                party.name(&route.peer);
+                party
+            }
+            Self::Plain(permit) if permit.route().stays_in_pod() => Party::of_pod(source, permit.route().destination()),
+            Self::Plain(permit) => Party::at(permit.route().destination()),
         });
+        if let Some(chosen) = self.by() {
+            record.asked_for(&chosen.service, chosen.frontend);
+        }
+        if let Self::Plain(permit) = self {
+            record.in_the_clear(permit.route().why().label());
+        }
+    }
+}
+
+impl Limit {
+    /// The share of one attempt in the time that is left for `attempts`, to the millisecond.
+    fn share(left: Duration, attempts: usize) -> Self {
+        let share = left.as_millis() / attempts.max(1) as u128;
+        Self { each: Duration::from_millis(u64::try_from(share).unwrap_or(u64::MAX)), more: attempts > 1 }
+    }
+}
+
+impl Attempt {
+    /// The connection is over, here and anywhere.
+    fn over(fate: Fate) -> Self {
+        Self { fate, undelivered: None }
+    }
+
+    /// The endpoint could not be reached.
+    fn unreached(failure: Failure, early: Early) -> Self {
+        Self { fate: Err(failure), undelivered: Some(early) }
+    }
+
+    fn of(outcome: Outcome) -> Self {
+        let undelivered = outcome.is_undelivered();
+        Self { fate: Ok(outcome.ended), undelivered: undelivered.then_some(outcome.early) }
+    }
+}
+
+fn in_short(fate: &Fate) -> (agent_core::outcome::Close, Option<String>) {
+    match fate {
+        Ok(ended) => (ended.close(Direction::Outbound).0, ended.detail()),
+        Err(failure) => (failure.close, Some(failure.detail.clone())),
     }
 }

@@ -1,13 +1,13 @@
 //! Bytes both ways between an application's socket and a tunnel, until done, reset, or stopped.
 //!
 //! A relay needs a [`Permit`] and a tunnel over a [`Channel`]; neither can be made elsewhere than by a judgement and by a
-//! verified handshake. The rules of the wire are `agent_core::tunnel`'s; here are the sockets, the waits and the bytes.
+//! verified handshake. The one exception needs a [`PlainPermit`], which only a mixed service's route leads to. The rules of the wire are `agent_core::tunnel`'s; here are the sockets, the waits and the bytes.
 
 use std::future::Future;
 use std::time::Duration;
 
-use agent_core::policy::Permit;
-use agent_core::tunnel::ResetReason;
+use agent_core::policy::{Permit, PlainPermit};
+use agent_core::tunnel::{RefuseReason, ResetReason};
 use tokio::io::Interest;
 use tokio::time::timeout;
 
@@ -16,6 +16,7 @@ use crate::secure::{Channel, Received};
 mod application;
 mod end;
 mod machine;
+mod plain;
 mod pool;
 mod pump;
 mod serving;
@@ -23,6 +24,7 @@ mod serving;
 pub use application::Application;
 pub use end::{Ended, Stop};
 pub use machine::{Event, Machine};
+use plain::PlainPump;
 pub use pool::{Pool, PoolKey};
 use pump::Pump;
 pub use serving::Request;
@@ -60,6 +62,34 @@ pub struct Early {
     pub data: Vec<u8>,
     /// The application had ended its direction as well.
     pub finished: bool,
+}
+
+impl Early {
+    /// The application had said nothing.
+    fn is_empty(&self) -> bool {
+        self.data.is_empty() && !self.finished
+    }
+}
+
+impl Outcome {
+    /// Whether no byte can have been delivered, and another endpoint might serve: the far end has said so, or has been sent
+    /// nothing to deliver.
+    pub fn is_undelivered(&self) -> bool {
+        let unheard = !self.opened && self.early.is_empty();
+        match &self.ended {
+            // Policy's answer is no endpoint's failure.
+            Ended::Refused(reason) => *reason != RefuseReason::Denied,
+            Ended::Repeat => true,
+            Ended::Channel(error) => unheard || (!self.opened && error.is_refusal()),
+            Ended::TunnelLost | Ended::NoAnswer | Ended::ResetByPeer(_) => unheard,
+            Ended::Finished
+            | Ended::Application(_)
+            | Ended::Endpoint(_)
+            | Ended::Violation(_)
+            | Ended::Stopped(_)
+            | Ended::Bug(_) => false,
+        }
+    }
 }
 
 impl<M: Machine> Tunnel<M> {
@@ -137,6 +167,20 @@ pub async fn run<M: Machine>(
     stop: impl Future<Output = Stop>,
 ) -> Outcome {
     Pump::new(application, tunnel).carry(early, stop).await
+}
+
+/// Relays one connection in the clear, from the application to the endpoint that was dialled for it. `stop` resolves if the
+/// connection must end.
+///
+/// Whatever ends the connection out of order resets both.
+pub async fn run_plain(
+    application: &mut Application,
+    endpoint: &mut Application,
+    _permit: &PlainPermit,
+    early: Early,
+    stop: impl Future<Output = Stop>,
+) -> Outcome {
+    PlainPump::new(application, endpoint).carry(early, stop).await
 }
 
 #[cfg(test)]

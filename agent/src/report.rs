@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use agent_core::directory::Pod;
+use agent_core::directory::{Pod, Service};
 use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::outcome::{Blame, Close};
 use agent_core::tunnel::ConnectionId;
@@ -66,6 +66,22 @@ struct TunnelUse {
     number: u32,
 }
 
+/// What was asked for, if it was a service.
+#[derive(Clone, Debug, Serialize)]
+struct ServiceUse {
+    name: String,
+    frontend: String,
+    /// The endpoints that did not serve, before the one that is the destination.
+    tried: Vec<Tried>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Tried {
+    address: String,
+    close: &'static str,
+    detail: Option<String>,
+}
+
 /// A record as it is written: a line of JSON.
 #[derive(Debug, Serialize)]
 pub(crate) struct Line {
@@ -75,10 +91,12 @@ pub(crate) struct Line {
     node: Arc<str>,
     source: Party,
     destination: Party,
+    service: Option<ServiceUse>,
     sent: u64,
     received: u64,
     duration_us: u64,
     tls: Option<Tls>,
+    plain: Option<&'static str>,
     certificate: Option<Certificates>,
     tunnel: Option<TunnelUse>,
     directory_revision: Option<u64>,
@@ -100,11 +118,13 @@ pub struct Record {
     pub source: Party,
     /// The end that accepted.
     pub destination: Party,
+    service: Option<ServiceUse>,
     /// Bytes from source to destination.
     pub sent: u64,
     /// Bytes from destination to source.
     pub received: u64,
     tls: Option<Tls>,
+    plain: Option<&'static str>,
     certificate: Option<Certificates>,
     tunnel: Option<TunnelUse>,
     permit: Option<(&'static str, u64)>,
@@ -121,9 +141,11 @@ impl Records {
             direction,
             source: Party::default(),
             destination: Party::default(),
+            service: None,
             sent: 0,
             received: 0,
             tls: None,
+            plain: None,
             certificate: None,
             tunnel: None,
             permit: None,
@@ -170,6 +192,33 @@ impl Record {
         self.id
     }
 
+    /// A service was asked for, by this address of its.
+    pub fn asked_for(&mut self, service: &Service, frontend: impl ToString) {
+        let name = format!("{}/{}", service.namespace, service.name);
+        // The endpoints that were tried stay: one connection asks for one service.
+        let tried = self.service.take().map(|before| before.tried).unwrap_or_default();
+        self.service = Some(ServiceUse { name, frontend: frontend.to_string(), tried });
+    }
+
+    /// The end that is asked to accept. What was said of one that did not serve does not hold for this one.
+    pub fn toward(&mut self, destination: Party) {
+        self.destination = destination;
+        (self.sent, self.received) = (0, 0);
+        (self.tls, self.certificate, self.tunnel, self.plain, self.permit) = (None, None, None, None, None);
+    }
+
+    /// An endpoint of the service did not serve, and another one will be tried.
+    pub fn not_served(&mut self, address: impl ToString, close: Close, detail: Option<String>) {
+        if let Some(service) = &mut self.service {
+            service.tried.push(Tried { address: address.to_string(), close: close.label(), detail });
+        }
+    }
+
+    /// It went in the clear, and why.
+    pub fn in_the_clear(&mut self, why: &'static str) {
+        self.plain = Some(why);
+    }
+
     /// Under which policy, and which revision of the directory, it was allowed.
     pub fn permitted(&mut self, policy: &'static str, revision: u64) {
         self.permit = Some((policy, revision));
@@ -202,10 +251,12 @@ impl Drop for Record {
             node: Arc::clone(&self.records.node),
             source: std::mem::take(&mut self.source),
             destination: std::mem::take(&mut self.destination),
+            service: self.service.take(),
             sent: self.sent,
             received: self.received,
             duration_us: u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX),
             tls: self.tls.take(),
+            plain: self.plain,
             certificate: self.certificate.take(),
             tunnel: self.tunnel,
             directory_revision: self.permit.map(|(_, revision)| revision),

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::failure::Must as _;
@@ -61,6 +61,19 @@ pub struct Entry {
     pub certified: bool,
 }
 
+/// A service, as the directory lists it.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Its addresses, each with the port at its endpoints.
+    pub frontends: Vec<(SocketAddr, u16)>,
+    /// Its pods' UIDs.
+    pub pods: Vec<String>,
+    /// Its plain endpoints.
+    pub plain: Vec<String>,
+}
+
 /// What is published, and where.
 #[derive(Debug)]
 pub struct Directory {
@@ -68,6 +81,8 @@ pub struct Directory {
     revision: u64,
     /// The pods, in the order of the file.
     pub entries: Vec<Entry>,
+    /// The services, in the order of the file.
+    pub services: Vec<Service>,
 }
 
 impl Reader {
@@ -119,10 +134,56 @@ impl Entry {
     }
 }
 
+impl Service {
+    /// A service without addresses and endpoints.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), frontends: Vec::new(), pods: Vec::new(), plain: Vec::new() }
+    }
+
+    /// With this address too.
+    #[must_use]
+    pub fn at(mut self, address: SocketAddr, target_port: u16) -> Self {
+        self.frontends.push((address, target_port));
+        self
+    }
+
+    /// With this pod of the directory behind it.
+    #[must_use]
+    pub fn with(mut self, pod: &Pod) -> Self {
+        self.pods.push(pod.uid.clone());
+        self
+    }
+
+    /// With this endpoint behind it, which is not enrolled.
+    #[must_use]
+    pub fn with_plain(mut self, endpoint: impl ToString) -> Self {
+        self.plain.push(endpoint.to_string());
+        self
+    }
+
+    /// As a reader sees it who knows these pods.
+    fn write(&self, text: &mut String, known: &[Entry]) {
+        let Self { name, plain, .. } = self;
+        let pods: Vec<&String> = self.pods.iter().filter(|uid| known.iter().any(|entry| entry.uid == **uid)).collect();
+        let mut frontends = String::new();
+        for (at, target_port) in &self.frontends {
+            let (ip, port) = (at.ip().to_string(), at.port());
+            let written = writeln!(frontends, "      - {{address: {ip:?}, port: {port}, target_port: {target_port}}}");
+            written.must("text can always be appended");
+        }
+        let written = write!(
+            text,
+            "  - name: {name}\n    namespace: {}\n    frontends:\n{frontends}    pods: {pods:?}\n    plain: {plain:?}\n",
+            crate::POD_NAMESPACE
+        );
+        written.must("text can always be appended");
+    }
+}
+
 impl Directory {
     /// A directory without pods, published.
     pub(crate) fn new(folder: &Path) -> Self {
-        let mut directory = Self { folder: folder.to_owned(), revision: 0, entries: Vec::new() };
+        let mut directory = Self { folder: folder.to_owned(), revision: 0, entries: Vec::new(), services: Vec::new() };
         directory.publish();
         directory
     }
@@ -147,9 +208,19 @@ impl Directory {
         self.entries.iter_mut().find(|entry| entry.uid == pod.uid).must(format!("{} is not listed", pod.name))
     }
 
-    /// Takes a pod out.
+    /// Takes a pod out, of its services too.
     pub fn remove(&mut self, pod: &Pod) {
         self.entries.retain(|entry| entry.uid != pod.uid);
+        self.services.iter_mut().for_each(|service| service.pods.retain(|uid| *uid != pod.uid));
+    }
+
+    /// A service.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    #[track_caller]
+    pub fn service(&mut self, name: &str) -> &mut Service {
+        self.services.iter_mut().find(|service| service.name == name).must(format!("there is no service {name}"))
     }
 
     /// Writes the next revision for everyone. The CA's copy comes first: who asks it for a certificate has read that
@@ -165,7 +236,7 @@ impl Directory {
             let known = |entry: &&Entry| entry.certified || reader != Reader::Ca;
             let mut entries = self.entries.iter().filter(known).cloned().collect();
             change(reader, &mut entries);
-            self.write_text(reader, &text(self.revision, &entries));
+            self.write_text(reader, &text(self.revision, &entries, &self.services));
         }
         self.revision
     }
@@ -179,11 +250,15 @@ impl Directory {
     }
 }
 
-fn text(revision: u64, entries: &[Entry]) -> String {
+fn text(revision: u64, entries: &[Entry], services: &[Service]) -> String {
     let mut text = format!("revision: {revision}\ntrust_domain: {}\n", crate::TRUST_DOMAIN);
     text.push_str(if entries.is_empty() { "pods: []\n" } else { "pods:\n" });
     for entry in entries {
         entry.write(&mut text);
+    }
+    text.push_str(if services.is_empty() { "services: []\n" } else { "services:\n" });
+    for service in services {
+        service.write(&mut text, entries);
     }
     text
 }

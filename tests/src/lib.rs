@@ -27,7 +27,7 @@ pub mod wait;
 pub use agent::{Agent, AgentSettings, mantle};
 pub use ca::Ca;
 pub use capture::{Capture, Segment};
-pub use directory::{Directory, Entry, Fail, Mode, Reader};
+pub use directory::{Directory, Entry, Fail, Mode, Reader, Service};
 pub use failure::Must;
 pub use mesh::{Mesh, Settings};
 pub use namespace::Namespace;

@@ -77,7 +77,11 @@ impl Namespace {
     }
 
     /// Sets a sysctl of this namespace; `name` is its path below `/proc/sys`.
-    pub(crate) fn set(&self, name: &str, value: &str) {
+    ///
+    /// # Panics
+    /// If it cannot be set.
+    #[track_caller]
+    pub fn set(&self, name: &str, value: &str) {
         let path = Path::new("/proc/sys").join(name);
         self.within(|| fs::write(&path, value).must(path.display()));
     }

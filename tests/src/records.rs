@@ -79,6 +79,11 @@ impl Record {
         self.0.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
     }
 
+    /// Whether there is nothing at a JSON pointer.
+    pub fn lacks(&self, pointer: &str) -> bool {
+        self.0.pointer(pointer).is_none_or(Value::is_null)
+    }
+
     /// What joins the records of both agents.
     pub fn id(&self) -> &str {
         self.text("/id")

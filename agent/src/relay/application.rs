@@ -8,7 +8,9 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
-/// When a half-closed application that says nothing is asked whether it still lives, and how long that takes:
+use crate::secure::has_vanished;
+
+/// When a half-closed application, or an endpoint in the clear, that says nothing is asked whether it still lives, and how long that takes:
 /// 60 s + 3 × 15 s.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(3);
@@ -44,6 +46,16 @@ impl Application {
     /// Bytes that the application has not taken yet.
     pub(super) fn backlog(&self) -> usize {
         self.pending.len() - self.written
+    }
+
+    /// Whether it has ended its direction.
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether its host owes acknowledgements for longer than a living one would. To be asked now and then.
+    pub(super) fn has_vanished(&self) -> bool {
+        has_vanished(&self.socket)
     }
 
     /// Whether we have ended our direction towards it.
@@ -125,8 +137,13 @@ impl Application {
     /// With one direction ended, an application that vanished would never be noticed.
     fn watch_over(&self) {
         if self.shut != self.ended {
-            // A failure means that the socket is dead already, which the next read or write tells.
-            let _ = SockRef::from(&self.socket).set_tcp_keepalive(&KEEPALIVE);
+            self.keep_alive();
         }
+    }
+
+    /// Asks its host now and then, while nothing is said, whether it still lives.
+    pub(super) fn keep_alive(&self) {
+        // A failure means that the socket is dead already, which the next read or write tells.
+        let _ = SockRef::from(&self.socket).set_tcp_keepalive(&KEEPALIVE);
     }
 }

@@ -28,6 +28,8 @@ pub enum Ended {
     Repeat,
     /// Our application's socket failed: usually it reset its connection.
     Application(io::Error),
+    /// The socket of an endpoint in the clear failed: usually it reset its connection.
+    Endpoint(io::Error),
     /// The far end aborted it.
     ResetByPeer(ResetReason),
     /// The tunnel ended in the middle of it.
@@ -67,6 +69,7 @@ impl Ended {
             Self::Finished
             | Self::Refused(_)
             | Self::Repeat
+            | Self::Endpoint(_)
             | Self::ResetByPeer(_)
             | Self::TunnelLost
             | Self::Channel(_) => None,

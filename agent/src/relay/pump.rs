@@ -16,17 +16,22 @@ use crate::secure::{ChannelError, Received};
 /// How long the far end may take to answer an OPEN: its own dial has 10 s.
 const OPENING: Duration = Duration::from_secs(15);
 /// How often a connection looks whether its peer's host still acknowledges.
-const LOOK: Duration = Duration::from_secs(15);
+pub(super) const LOOK: Duration = Duration::from_secs(15);
 /// Sealed bytes that may wait for a slow tunnel before the application is not read any more.
 const BACKLOG: usize = 64 * 1024;
 /// Rounds without a pause before other connections of the thread get their turn.
-const BUDGET: u32 = 16;
+pub(super) const BUDGET: u32 = 16;
 /// Bytes read from the application at once: four records.
-const READ: usize = 4 * MAX_PAYLOAD;
+pub(super) const READ: usize = 4 * MAX_PAYLOAD;
 
 thread_local! {
     // Idle connections hold no buffer: everything is read into this one, and leaves it before the next await.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+}
+
+/// Lends what everything is read into.
+pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| work(scratch))
 }
 
 /// One connection on its way.
@@ -272,7 +277,7 @@ impl<'a, M: Machine> Pump<'a, M> {
         }
         // Until the far end has answered, one frame may be sent, and it is kept.
         let most = if self.opened { READ } else { MAX_PAYLOAD };
-        SCRATCH.with_borrow_mut(|scratch| {
+        with_scratch(|scratch| {
             let scratch = scratch.get_mut(..most).ok_or_else(|| Ended::bug("the scratch buffer is too short"))?;
             match self.application.read(scratch).map_err(Ended::Application)? {
                 None => Ok(false),

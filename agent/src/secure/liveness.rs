@@ -19,7 +19,7 @@ const UNACKNOWLEDGED: u32 = 60_000;
 const UNANSWERED: u8 = 2;
 
 /// Whether the peer's host owes an answer for longer than a living one would. A receiver without room does not.
-pub(super) fn has_vanished(socket: &impl AsRawFd) -> bool {
+pub fn has_vanished(socket: &impl AsRawFd) -> bool {
     let Some(found) = tcp_info(socket) else { return false };
     let owes = found.tcpi_unacked > 0 && found.tcpi_last_ack_recv > UNACKNOWLEDGED;
     owes || found.tcpi_probes > UNANSWERED

@@ -19,6 +19,7 @@ mod peer_addresses;
 mod reset;
 mod restart;
 mod reuse;
+mod services;
 mod silence;
 mod start;
 mod strict;
