@@ -58,6 +58,13 @@ impl PlainPermit {
         &self.route
     }
 
+    /// Whether the first byte may go now: while the endpoint was dialled, it may have been enrolled.
+    pub fn may_begin(&self, directory: &Directory) -> bool {
+        let ip = self.route.destination().ip();
+        let published = directory.by_address(ip).is_some_and(|pod| pod.serving);
+        self.holds(directory) && (self.route.stays_in_pod() || !published)
+    }
+
     /// Whether a connection that is under way may go on: both ends are still what they were. An endpoint that has been
     /// enrolled since is no reason to end it: enrolment costs no connection.
     pub fn holds(&self, directory: &Directory) -> bool {
@@ -288,14 +295,15 @@ mod tests {
         let Ok(Route::Plain(route)) = resolve(&before, source, original, choice) else { unreachable!() };
         let permit = authorize_plain(&before, &source.uid, route.clone()).unwrap();
         assert_eq!(permit.route().destination().to_string(), "10.0.0.9:8080");
-        assert!(permit.holds(&before));
+        assert!(permit.holds(&before) && permit.may_begin(&before));
 
         let mut enrolled = pods();
         enrolled.push(pod("old", "10.0.0.9"));
         let enrolled = directory(enrolled).with_services(vec![mixed(&["uid-web", "uid-old"], &[])]);
         assert!(permit.holds(&enrolled), "enrolment costs no connection");
+        assert!(!permit.may_begin(&enrolled), "but none begins in the clear after it");
         for gone in [with(vec![]), with(vec![mixed(&["uid-web"], &[])])] {
-            assert!(!permit.holds(&gone));
+            assert!(!permit.holds(&gone) && !permit.may_begin(&gone));
             let judged = authorize_plain(&gone, &source.uid, route.clone());
             assert!(matches!(judged, Err(Denial::NoSuchEndpoint(_))));
         }

@@ -51,6 +51,15 @@ impl Failure {
         Self::new(Close::ResetByDestination, Blame::Application, error)
     }
 
+    /// What could be reached in the clear when it was chosen can't any more.
+    pub fn enrolled_meanwhile() -> Self {
+        Self::new(
+            Close::Revoked,
+            Blame::Operator,
+            "the endpoint was enrolled, or left its service, while it was dialled",
+        )
+    }
+
     /// A defect of ours.
     pub fn bug(error: impl ToString) -> Self {
         Self::new(Close::AgentFailed, Blame::Ours, error)
