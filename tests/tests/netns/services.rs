@@ -399,6 +399,32 @@ fn open_connections_are_judged_again_when_the_directory_changes() {
     assert_eq!(ends.len(), 2, "{ends:#?}");
 }
 
+#[test]
+fn an_endpoint_that_is_enrolled_while_it_is_dialled_gets_no_byte_in_the_clear() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let late = mesh.world.pod("late", Side::B);
+    let _servers = [Server::echo(&web, 8080), Server::echo(&late, 8080)];
+    mesh.change(|directory| {
+        directory.services.push(Service::new("web").at(cluster_ip(), 8080).with(&web).with_plain(late.address));
+    });
+    let node = mesh.world.node(Side::B).namespace.clone();
+    node.ip(&format!("route replace blackhole {}/32", late.address));
+    let mut wire = Capture::on(&client.namespace, "eth0");
+    std::thread::scope(|scope| {
+        let ask = || traffic::ask(&client, cluster_ip(), b"said at once").unwrap();
+        let asking: Vec<_> = (0..MANY / 2).map(|_| scope.spawn(ask)).collect();
+        wait::until("the endpoint is dialled", || (wire.connections_to(8080) > 0).then_some(()));
+        mesh.enrol(&[&late]);
+        // The kernel repeats its SYN, and is answered now.
+        node.ip(&format!("route replace {}/32 dev {}", late.address, late.interface));
+        for asked in asking {
+            assert_eq!(asked.join().unwrap(), b"said at once");
+        }
+    });
+    assert_eq!(wire.bytes_at(8080), 0);
+}
+
 /// A connection to the service that this server has accepted.
 fn opened(client: &Pod, by: &Server) -> TcpStream {
     wait::until("a connection has the endpoint that is wanted", || {
