@@ -90,20 +90,19 @@ pub async fn connection(outbound: Rc<Outbound>, pod: Arc<Attached>, captured: Ca
     let Captured { socket, client, original } = captured;
     record.source = Party::at(client);
     record.destination = Party::at(original);
-    let fate = match Application::new(socket) {
-        Ok(application) => {
-            Flow { outbound: &outbound, pod: &pod, client, original, application }.carry(&mut record).await
-        }
-        Err(error) => Err(Failure::application(error)),
+    let application = match Application::new(socket).map_err(Failure::application) {
+        Ok(application) => application,
+        Err(failure) => return record.ended(failure.close, failure.blame, Some(failure.detail)),
     };
-    match fate {
+    let mut flow = Flow { outbound: &outbound, pod: &pod, client, original, application };
+    match flow.carry(&mut record).await {
         Ok(ended) => ended.report(&mut record, Direction::Outbound),
         Err(failure) => record.ended(failure.close, failure.blame, Some(failure.detail)),
     }
 }
 
 impl Flow<'_> {
-    async fn carry(mut self, record: &mut Record) -> Fate {
+    async fn carry(&mut self, record: &mut Record) -> Fate {
         let mut deadline = None;
         let (mut tried, mut early) = (Vec::new(), Early::default());
         let mut last: Option<Fate> = None;
