@@ -92,8 +92,7 @@ pub async fn run(config: config::Config, stop: impl Future<Output = ()> + Send +
 /// # Errors
 /// [`CaError`].
 pub fn create_token(config: &config::Config, node: &str, ttl: Duration) -> Result<String, CaError> {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-    if node.is_empty() || node.len() > 253 || !node.bytes().all(allowed) {
+    if !token::is_node_name(node) {
         return Err(CaError::Node(node.to_owned()));
     }
     let storage = storage::Storage::open(&config.state_dir)?;
