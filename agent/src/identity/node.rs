@@ -85,15 +85,16 @@ impl Node {
                 None
             }
         };
-        let root_key_hash = match (stored, &token) {
-            (Some(stored), Some(token)) if stored != token.root_key_hash() => {
-                warn!("the join token is of another root than the one this node has joined; the latter is believed");
-                stored
+        // Our CA is not told another one's secret.
+        let token = token.filter(|token| {
+            let ours = stored.is_none_or(|stored| stored == token.root_key_hash());
+            if !ours {
+                warn!("the join token is not used: it is of another root than the one this node has joined");
             }
-            (Some(stored), _) => stored,
-            (None, Some(token)) => token.root_key_hash(),
-            (None, None) => return Err(IdentityError::NotJoined(config.node.clone())),
-        };
+            ours
+        });
+        let root_key_hash = stored.or(token.as_ref().map(JoinToken::root_key_hash));
+        let root_key_hash = root_key_hash.ok_or_else(|| IdentityError::NotJoined(config.node.clone()))?;
         let join_token = token.map(|token| Zeroizing::new(token.to_string()));
         Ok(Self { name: config.node.clone(), key, state_dir: folder.clone(), root_key_hash, join_token })
     }

@@ -342,6 +342,19 @@ async fn a_node_that_has_not_joined_is_told_how() {
     assert!(error.contains("is for node node-b"), "{error}");
 }
 
+#[tokio::test]
+async fn a_token_of_another_root_is_kept_from_the_ca_that_was_joined() {
+    let (ours, other) = (TestCa::start().await, TestCa::start().await);
+    let mut node = Node::open(&ours.node("node-a", "a", Some(&ours.token("node-a")))).unwrap();
+    let root = node.root_key_hash;
+    node.joined();
+    let node = Node::open(&ours.node("node-a", "a", Some(&other.token("node-a")))).unwrap();
+    assert_eq!(node.root_key_hash, root);
+    assert!(node.join_token.is_none());
+    let node = Node::open(&ours.node("node-a", "a", Some(&ours.token("node-a")))).unwrap();
+    assert!(node.join_token.is_some(), "this one is ours");
+}
+
 #[test]
 fn keys_are_for_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt as _;
