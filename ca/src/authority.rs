@@ -177,8 +177,10 @@ fn load(storage: &Storage, trust_domain: &TrustDomain) -> Result<Authority, CaEr
     if !is_ours {
         return Err(damaged("issuing.pem", &format!("it is not for trust domain {trust_domain}")));
     }
+    // It is not needed here; but whoever may read it can be any CA of this domain.
+    storage.read_key("root-key.pem")?;
     let name = "issuing-key.pem";
-    let text = storage.read(name)?.ok_or_else(|| damaged(name, "it is missing"))?;
+    let text = storage.read_key(name)?.ok_or_else(|| damaged(name, "it is missing"))?;
     let text = std::str::from_utf8(&text).map_err(|_| damaged(name, "it is no PEM"))?;
     let key = KeyPair::from_pem(text).map_err(|error| damaged(name, &error.to_string()))?;
     if key.subject_public_key_info() != parsed.public_key().raw {

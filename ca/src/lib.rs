@@ -6,6 +6,7 @@
 //! | [`wire`] | the gRPC service, as generated |
 //! | `authority` | root and issuing CA, and what their certificates look like |
 //! | `csr` | what a certificate request must be |
+//! | [`state_files`] | files that nobody else may change, and keys that nobody else may read |
 //! | `storage` | tokens and pinned node keys: one writer at a time, under a file lock |
 //! | `token` | join tokens |
 //! | `service`, `server` | the four calls, and TLS below them |
@@ -23,6 +24,7 @@ mod directory;
 mod peer;
 mod server;
 mod service;
+pub mod state_files;
 mod storage;
 pub mod token;
 
@@ -42,13 +44,8 @@ pub mod wire {
 #[derive(Debug, Error)]
 pub enum CaError {
     /// The state directory can't be used.
-    #[error("cannot use the state in {}: {source}", path.display())]
-    State {
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's word.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    State(#[from] state_files::StateError),
     /// A file of the state is not what it should be.
     #[error("{} is damaged: {what}; restore it from a backup", path.display())]
     Damaged {

@@ -375,4 +375,15 @@ fn keys_are_for_their_owner_alone() {
     assert_eq!(mode(&config.state_dir.join("node.key")), 0o600);
     let again = Node::open(&config).unwrap();
     assert_eq!(first.public_key(), again.public_key());
+
+    let told = |path: &Path, mode: u32, fix: &str| {
+        let before = std::fs::metadata(path).unwrap().permissions();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let error = Node::open(&config).err().unwrap().to_string();
+        assert!(error.contains(&format!("`chmod {fix} {}`", path.display())), "{error}");
+        std::fs::set_permissions(path, before).unwrap();
+    };
+    told(&config.state_dir, 0o777, "700");
+    told(&config.state_dir.join("node.key"), 0o640, "600");
+    Node::open(&config).unwrap();
 }
