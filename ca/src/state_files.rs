@@ -87,7 +87,7 @@ pub fn read_key(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
     read_unless(path, WRITABLE | READABLE)
 }
 
-/// Writes a file (0600) whole or not at all.
+/// Writes a file (0600) whole or not at all. What was written is still there after a loss of power.
 ///
 /// # Errors
 /// [`StateError`].
@@ -99,7 +99,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path)?;
-        Ok(())
+        sync(folder)
     };
     written().map_err(|source| system(path, source))
 }
@@ -131,6 +131,11 @@ fn judge(path: &Path, found: &Metadata, forbidden: u32) -> Result<(), StateError
 
 fn judge_owner(path: &Path, owner: u32, us: u32) -> Result<(), StateError> {
     if owner == us || owner == 0 { Ok(()) } else { Err(StateError::Owner { path: path.to_owned(), owner, us }) }
+}
+
+/// A new name in a directory is written down only when the directory is.
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 fn folder_of(path: &Path) -> &Path {
