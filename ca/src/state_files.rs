@@ -104,6 +104,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     written().map_err(|source| system(path, source))
 }
 
+/// Removes a file. It does not come back after a loss of power.
+///
+/// # Errors
+/// [`StateError`].
+pub fn remove(path: &Path) -> Result<(), StateError> {
+    fs::remove_file(path).and_then(|()| sync(folder_of(path))).map_err(|source| system(path, source))
+}
+
 fn read_unless(path: &Path, forbidden: u32) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
     let system = |source| system(path, source);
     let mut file = match File::open(path) {

@@ -2,7 +2,7 @@
 //! writer's turn; it is held for one change, so that `mantle ca token` works while the CA runs.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -68,6 +68,16 @@ impl Storage {
         Ok(Self { folder: folder.to_owned() })
     }
 
+    /// Whether there is such a file, be it a link to nowhere.
+    pub(crate) fn has(&self, name: &str) -> Result<bool, CaError> {
+        let path = self.path(name);
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(state(&path, source)),
+        }
+    }
+
     /// A file's bytes; `None` if it is not there.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, CaError> {
         Ok(state_files::read(&self.path(name))?)
@@ -81,6 +91,11 @@ impl Storage {
     /// Writes a file whole or not at all.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CaError> {
         Ok(state_files::write(&self.path(name), bytes)?)
+    }
+
+    /// Removes a file.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), CaError> {
+        Ok(state_files::remove(&self.path(name))?)
     }
 
     /// Whoever has the turn may make the keys; the others find them made.
@@ -171,7 +186,6 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
-    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     const MINUTE: Duration = Duration::from_secs(60);
