@@ -10,6 +10,7 @@
 //! | `storage` | tokens and pinned node keys: one writer at a time, under a file lock |
 //! | `token` | join tokens |
 //! | `service`, `server` | the four calls, and TLS below them |
+//! | `connection`, `places` | how long a connection may be, and how many there may be |
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -19,9 +20,11 @@ use thiserror::Error;
 
 mod authority;
 pub mod config;
+mod connection;
 mod csr;
 mod directory;
 mod peer;
+mod places;
 mod server;
 mod service;
 pub mod state_files;

@@ -355,6 +355,30 @@ async fn a_token_of_another_root_is_kept_from_the_ca_that_was_joined() {
     assert!(node.join_token.is_some(), "this one is ours");
 }
 
+/// Calls a CA from another address of this host, and says nothing.
+async fn silent(ca: &TestCa, from: &str) -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    socket.connect(ca.config.listen).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_host_that_calls_and_says_nothing_keeps_nobody_out() {
+    use tokio::io::AsyncReadExt as _;
+    let ca = TestCa::start().await;
+    let hand = ByHand::new(&ca.node("node-a", "a", Some(&ca.token("node-a"))));
+    let mut silent_ones = Vec::new();
+    for _ in 0..300 {
+        silent_ones.push(silent(&ca, "127.0.0.2").await);
+    }
+    hand.client(None).await;
+    let first = silent_ones[0].try_read(&mut [0]).unwrap_err().kind();
+    assert_eq!(first, std::io::ErrorKind::WouldBlock, "the CA still waits for those who were first");
+    // It does not wait for long.
+    let closed = tokio::time::timeout(Duration::from_secs(8), silent_ones[0].read(&mut [0])).await;
+    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+}
+
 #[test]
 fn keys_are_for_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt as _;
