@@ -48,7 +48,13 @@ const MOST_STRANGERS_OF_ONE: usize = 64;
 const MOST_AGENTS: usize = 16 * 1024;
 /// Many nodes may be behind one address.
 const MOST_AGENTS_OF_ONE: usize = 1024;
-const LARGEST_MESSAGE: usize = 512 * 1024;
+/// A full batch of the longest requests fits.
+const LARGEST_MESSAGE: usize = 64 * 1024;
+/// An agent makes one call after the other. Whatever is called at once is held in memory, as large as a message may be.
+const MOST_CALLS: u32 = 8;
+const STREAM_WINDOW: u32 = 32 * 1024;
+const CONNECTION_WINDOW: u32 = 64 * 1024;
+const MOST_HEADERS: u32 = 8 * 1024;
 
 pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), CaError> {
     let storage = Storage::open(&config.state_dir)?;
@@ -70,8 +76,13 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
 
     let service = Arc::new(Service::new(authority, storage, directory, config.leaf_ttl));
     let service = CaServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
-    let mut server =
-        Server::builder().timeout(Duration::from_secs(30)).http2_keepalive_interval(Some(Duration::from_secs(30)));
+    let mut server = Server::builder()
+        .timeout(Duration::from_secs(30))
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .max_concurrent_streams(MOST_CALLS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(MOST_HEADERS);
     let served = server.add_service(service).serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
         stop.await;
         accepting.abort();

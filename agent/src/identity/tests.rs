@@ -379,6 +379,33 @@ async fn one_host_that_calls_and_says_nothing_keeps_nobody_out() {
     assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_can_have_little_kept() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let ca = TestCa::start().await;
+    let hand = ByHand::new(&ca.node("node-a", "a", Some(&ca.token("node-a"))));
+    let large = AttestRequest { node: "node-a".into(), csr: vec![0; 65 * 1024], ..AttestRequest::default() };
+    assert_eq!(hand.client(None).await.attest(large).await.unwrap_err().code(), Code::OutOfRange);
+
+    // The first frame that a server sends has its settings (RFC 9113 §3.4): number, value, …
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(super::transport::tls_config(&hand.place, None).unwrap()));
+    let name = rustls::pki_types::ServerName::try_from("ca").unwrap();
+    let socket = tokio::net::TcpStream::connect(ca.config.listen).await.unwrap();
+    let mut stream = tls.connect(name, socket).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut header = [0; 9];
+    stream.read_exact(&mut header).await.unwrap();
+    assert_eq!(header[3], 4, "SETTINGS");
+    let mut settings = vec![0; usize::from(u16::from_be_bytes([header[1], header[2]]))];
+    stream.read_exact(&mut settings).await.unwrap();
+    let value = |number: u8| {
+        let found = settings.chunks(6).find(|setting| setting[..2] == [0, number]).unwrap();
+        u32::from_be_bytes(found[2..].try_into().unwrap())
+    };
+    let (calls, window) = (value(3), value(4));
+    assert!(calls <= 8 && window <= 64 * 1024, "{calls} calls of {window} bytes");
+}
+
 #[test]
 fn keys_are_for_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt as _;

@@ -63,7 +63,8 @@ fn causes(error: &dyn std::error::Error) -> String {
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-fn tls_config(place: &CaPlace, certificate: Option<&AgentCertificate>) -> Result<ClientConfig, Error> {
+/// TLS as the CA wants it.
+pub(super) fn tls_config(place: &CaPlace, certificate: Option<&AgentCertificate>) -> Result<ClientConfig, Error> {
     let verifier = Arc::new(CaVerifier { place: place.clone() });
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13])?
