@@ -26,14 +26,14 @@ pods:
 type Running = (oneshot::Sender<()>, tokio::task::JoinHandle<Result<(), ca::CaError>>);
 
 /// A real CA on loopback, with a state of its own.
-struct TestCa {
+pub(super) struct TestCa {
     folder: tempfile::TempDir,
     config: ca::config::Config,
     running: Option<Running>,
 }
 
 impl TestCa {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("directory.yaml"), DIRECTORY).unwrap();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -61,11 +61,11 @@ impl TestCa {
         task.await.unwrap().unwrap();
     }
 
-    fn token(&self, node: &str) -> String {
+    pub(super) fn token(&self, node: &str) -> String {
         ca::create_token(&self.config, node, Duration::from_secs(60)).unwrap()
     }
 
-    fn node(&self, node: &str, state: &str, token: Option<&str>) -> IdentityConfig {
+    pub(super) fn node(&self, node: &str, state: &str, token: Option<&str>) -> IdentityConfig {
         let join_token_file = token.map(|token| {
             let path = self.folder.path().join(format!("{state}.token"));
             std::fs::write(&path, token).unwrap();
@@ -116,7 +116,7 @@ impl ByHand {
         let (request, key) = self.request(&mut client, token).await;
         let reply = client.attest(request).await.map_err(|status| status.code())?;
         let chain = reply.into_inner().chain.into_iter().map(CertificateDer::from).collect();
-        Ok(AgentCertificate { chain, key: key.into() })
+        Ok(AgentCertificate::new(chain, key.into()).unwrap())
     }
 
     async fn sign(&self, certificate: &AgentCertificate, pod: &str) -> Result<sign_result::Result, Code> {
@@ -206,7 +206,7 @@ async fn only_the_certificate_that_attest_gives_may_sign() {
     let item = SignItem { csr: fresh.csr, ..item };
     let reply = hand.client(Some(&agent)).await.sign(SignRequest { items: vec![item] }).await.unwrap();
     let chain = issued(Ok(reply.into_inner().results.remove(0).result.unwrap()));
-    let pod = AgentCertificate { chain, key: fresh.key };
+    let pod = AgentCertificate::new(chain, fresh.key).unwrap();
     let pod = hand.client(Some(&pod)).await.sign(request).await;
     assert_eq!(pod.unwrap_err().code(), Code::Unauthenticated);
 }
