@@ -38,11 +38,7 @@ const HELPERS: [(ProgramType, BpfHelper, &str); 2] = [
         BpfHelper::BPF_FUNC_set_retval,
         "bpf_set_retval in connect hooks (Linux 5.18): a refusal must read ECONNREFUSED",
     ),
-    (
-        ProgramType::SockOps,
-        BpfHelper::BPF_FUNC_get_netns_cookie,
-        "bpf_get_netns_cookie in sock_ops (Linux 5.15)",
-    ),
+    (ProgramType::SockOps, BpfHelper::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie in sock_ops (Linux 5.15)"),
 ];
 
 /// One thing that is missing, and what to do about it.
