@@ -126,6 +126,8 @@ pub fn run_ca(path: &Path) -> Result<(), AppError> {
 /// [`AppError`].
 pub fn make_token(path: &Path, node: &str, ttl: Duration) -> Result<(), AppError> {
     let config = ca_config(path)?;
+    // The issuing key is read for it.
+    harden().map_err(system("cannot make the process non-dumpable"))?;
     let token = ca::create_token(&config, node, ttl)?;
     writeln!(std::io::stdout(), "{token}").map_err(system("cannot print the token"))
 }
@@ -251,4 +253,22 @@ fn harden() -> std::io::Result<()> {
     nix::sys::prctl::set_dumpable(false)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn nobody_may_look_into_the_process_that_makes_a_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("ca.yaml");
+        let text = "trust_domain: test.mantle\nlisten: 127.0.0.1:1\nstate_dir: state\ndirectory: directory.yaml\n";
+        std::fs::write(&config, text).unwrap();
+        nix::sys::prctl::set_dumpable(true).unwrap();
+        make_token(&config, "node-a", Duration::from_secs(60)).unwrap();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+    }
 }
