@@ -95,12 +95,19 @@ pub fn run_agent(path: &Path) -> Result<(), AppError> {
 /// [`AppError`].
 pub fn clean_up(path: &Path) -> Result<(), AppError> {
     let config = agent_config(path)?;
-    let removed = Capture::clean_up(&config.capture)?;
+    let removed = Capture::clean_up(&config.capture, &own_namespaces(&config))?;
     say(&format!(
         "removed {removed} pins of instance {}; its pods are left alone from now on",
         config.capture.instance
     ));
     Ok(())
+}
+
+/// The namespaces of this node's pods, as far as the directory tells.
+fn own_namespaces(config: &Config) -> Vec<PathBuf> {
+    let text = std::fs::read_to_string(&config.directory).unwrap_or_default();
+    let Ok(directory) = agent_core::directory::parse(&text) else { return Vec::new() };
+    directory.pods_on(&config.node).filter_map(|pod| pod.netns.clone()).collect()
 }
 
 /// `mantle ca`: runs until SIGTERM or SIGINT.

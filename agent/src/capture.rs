@@ -19,12 +19,15 @@ use thiserror::Error;
 mod dial;
 mod listener;
 mod maps;
+mod netlink;
 mod netns;
 mod pins;
 mod pod;
 mod ports;
 mod program;
 mod requirements;
+mod route;
+mod sockets;
 mod syscall;
 
 pub use dial::{ApplicationDial, DialError};
@@ -136,17 +139,24 @@ impl Capture {
         Ok(Self { pins, maps, home, forbidden, pods: HashMap::new(), _log: log })
     }
 
-    /// Removes all kernel state of an instance that no agent holds. Returns how many pins there were.
+    /// Removes all kernel state of an instance that no agent holds, and its route from those of `namespaces` that are
+    /// there. Returns how many pins there were.
     ///
     /// # Errors
     /// [`StartError`] if the instance is in use or a pin can't be removed.
-    pub fn clean_up(config: &CaptureConfig) -> Result<usize, StartError> {
+    pub fn clean_up(config: &CaptureConfig, namespaces: &[PathBuf]) -> Result<usize, StartError> {
         let found = config.bpffs.join("mantle").join(&config.instance);
         if !found.exists() {
             return Ok(0);
         }
         let pins = Pins::open_any_layout(config)?;
-        pins.remove_all().map_err(|e| StartError::pins(&found, e))
+        let removed = pins.remove_all().map_err(|e| StartError::pins(&found, e))?;
+        let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
+        for namespace in namespaces.iter().filter_map(|path| Namespace::open(path, &home).ok()) {
+            // Most pods have no IPv6, and no route.
+            let _ = namespace.inside(route::remove_v6_range);
+        }
+        Ok(removed)
     }
 
     /// Sorts out what the pins hold: a namespace stays only if the directory still has that pod in that namespace, or has
@@ -223,6 +233,7 @@ impl Capture {
         self.forget_pod(uid, None)?;
         if let Some(pod) = self.pods.remove(uid) {
             self.forget_namespace(pod.cookie(), Some(pod.index()))?;
+            pod.remove_v6_range();
         }
         Ok(())
     }
@@ -279,8 +290,9 @@ impl Capture {
         // The map first: with the entry gone both hooks leave the pod alone.
         self.maps.remove_netns(cookie)?;
         if let Some(index) = index {
-            self.maps.clear_listener(index, agent_common::SLOT_OUTBOUND)?;
-            self.maps.clear_listener(index, agent_common::SLOT_INBOUND)?;
+            for slot in 0..agent_common::SLOTS_PER_POD {
+                self.maps.clear_listener(index, slot)?;
+            }
         }
         match std::fs::remove_file(self.pins.pod_link(cookie)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -105,7 +105,7 @@ fn run(mut inbox: mpsc::Receiver<Order>, plane: Plane) {
     local.spawn_local(async move {
         let outbound = Outbound::new(plane.clone());
         let inbound = Inbound::new(plane);
-        let mut serving: HashMap<PodUid, [Accepting; 2]> = HashMap::new();
+        let mut serving: HashMap<PodUid, Vec<Accepting>> = HashMap::new();
         while let Some(order) = inbox.recv().await {
             match order {
                 Order::Serve(pod, answer) => {
@@ -135,19 +135,24 @@ struct Accepting {
     task: JoinHandle<()>,
 }
 
-fn serve(pod: &Arc<Attached>, outbound: &Rc<Outbound>, inbound: &Rc<Inbound>) -> io::Result<[Accepting; 2]> {
-    let (out_listener, in_listener) = pod.listen()?;
-    out_listener.steered().serve()?;
-    in_listener.steered().serve()?;
-    let (pod_out, outbound) = (Arc::clone(pod), Rc::clone(outbound));
-    let out = accepting(out_listener, move |captured| {
-        tokio::task::spawn_local(outbound::connection(Rc::clone(&outbound), Arc::clone(&pod_out), captured));
-    });
-    let (pod_in, inbound) = (Arc::clone(pod), Rc::clone(inbound));
-    let into = accepting(in_listener, move |(socket, peer)| {
-        tokio::task::spawn_local(inbound::tunnel(Rc::clone(&inbound), Arc::clone(&pod_in), socket, peer));
-    });
-    Ok([out, into])
+fn serve(pod: &Arc<Attached>, outbound: &Rc<Outbound>, inbound: &Rc<Inbound>) -> io::Result<Vec<Accepting>> {
+    let pairs = pod.listen()?;
+    for (out_listener, in_listener) in &pairs {
+        out_listener.steered().serve()?;
+        in_listener.steered().serve()?;
+    }
+    let accept_pair = |(out_listener, in_listener)| {
+        let (pod_out, outbound) = (Arc::clone(pod), Rc::clone(outbound));
+        let out = accepting(out_listener, move |captured| {
+            tokio::task::spawn_local(outbound::connection(Rc::clone(&outbound), Arc::clone(&pod_out), captured));
+        });
+        let (pod_in, inbound) = (Arc::clone(pod), Rc::clone(inbound));
+        let into = accepting(in_listener, move |(socket, peer)| {
+            tokio::task::spawn_local(inbound::tunnel(Rc::clone(&inbound), Arc::clone(&pod_in), socket, peer));
+        });
+        [out, into]
+    };
+    Ok(pairs.into_iter().flat_map(accept_pair).collect())
 }
 
 fn accepting<L: Listener + 'static>(listener: L, begin: impl Fn(L::Accepted) + 'static) -> Accepting {

@@ -190,6 +190,11 @@ impl Agent {
         Path::new("/sys/fs/bpf/mantle").join(&self.instance)
     }
 
+    /// Where this version's maps and links are among them.
+    pub fn layout(&self) -> PathBuf {
+        self.pins().join(format!("abi{}", agent_common::ABI))
+    }
+
     /// Its configuration file.
     pub fn config_path(&self) -> PathBuf {
         self.file("agent", "yaml")

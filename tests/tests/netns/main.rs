@@ -12,6 +12,7 @@ mod fails_closed;
 mod forged;
 mod half_close;
 mod identity;
+mod ipv6;
 mod killed;
 mod load;
 mod non_mesh;
