@@ -44,6 +44,8 @@ pub struct AgentSettings {
     pub drain: &'static str,
     /// What is logged, as `MANTLE_LOG` has it.
     pub log: &'static str,
+    /// The capabilities that it has, as setpriv(1) has them; all if unset.
+    pub capabilities: Option<&'static str>,
     /// Lines that are added as they are.
     pub more: String,
 }
@@ -59,12 +61,21 @@ pub struct Agent {
     pub records: Records,
     folder: PathBuf,
     log: &'static str,
+    capabilities: Option<&'static str>,
     process: Option<Process>,
 }
 
 impl Default for AgentSettings {
     fn default() -> Self {
-        Self { max_uses: 0, idle: "15s", ttl: None, drain: "2s", log: "info,agent=debug", more: String::new() }
+        Self {
+            max_uses: 0,
+            idle: "15s",
+            ttl: None,
+            drain: "2s",
+            log: "info,agent=debug",
+            capabilities: None,
+            more: String::new(),
+        }
     }
 }
 
@@ -74,7 +85,8 @@ impl Agent {
         let (folder, node) = (world.folder().to_owned(), world.node(side).clone());
         let instance = format!("{}-{}", world.name(), side.letter());
         let records = Records::at(folder.join(format!("records-{}.jsonl", side.letter())));
-        let agent = Self { node, instance, records, folder, log: settings.log, process: None };
+        let AgentSettings { log, capabilities, .. } = *settings;
+        let agent = Self { node, instance, records, folder, log, capabilities, process: None };
         agent.configure(world, settings);
         agent
     }
@@ -180,7 +192,14 @@ impl Agent {
 
     /// `mantle agent <words> --config <its configuration>`, on its node.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = self.node.namespace.command(mantle());
+        let mut command = match self.capabilities {
+            None => self.node.namespace.command(mantle()),
+            Some(capabilities) => {
+                let mut command = self.node.namespace.command("setpriv");
+                command.args(["--inh-caps=-all", &format!("--bounding-set={capabilities}"), "--"]).arg(mantle());
+                command
+            }
+        };
         command.arg("agent").args(words).arg("--config").arg(self.config_path());
         command
     }
