@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ mod sockets;
 mod syscall;
 
 pub use dial::{ApplicationDial, DialError};
-pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener};
+pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener, Steered};
 pub use pod::{AttachError, Attached};
 pub use requirements::Missing;
 
@@ -122,13 +123,13 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Checks the machine, takes the instance's lock, and puts this version's programs into the (old or new) links.
+    /// Checks the machine, takes the instance's lock (or one that was handed over), and puts this version's programs into the (old or new) links.
     ///
     /// # Errors
     /// [`StartError`]; kernel state that was there stays as it was.
-    pub fn start(config: &CaptureConfig) -> Result<Self, StartError> {
+    pub fn start(config: &CaptureConfig, lock: Option<OwnedFd>) -> Result<Self, StartError> {
         let cgroup = requirements::check(config).map_err(StartError::Missing)?;
-        let pins = Pins::open(config)?;
+        let pins = Pins::open(config, lock)?;
         let mut object = program::load(&pins)?;
         program::attach_to_cgroup(&mut object, &pins, &cgroup)?;
         let log = program::LogReader::start(&mut object);
@@ -137,6 +138,11 @@ impl Capture {
         let forbidden =
             node_namespaces(&home).map_err(|e| StartError::System("cannot tell the node's namespace", e))?;
         Ok(Self { pins, maps, home, forbidden, pods: HashMap::new(), _log: log })
+    }
+
+    /// The instance's lock, for a successor.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.pins.lock()
     }
 
     /// Removes all kernel state of an instance that no agent holds, and its route from those of `namespaces` that are
@@ -160,11 +166,12 @@ impl Capture {
     }
 
     /// Sorts out what the pins hold: a namespace stays only if the directory still has that pod in that namespace, or has
-    /// the pod and its namespace cannot be opened. All others are detached. To be called once, before the first [`Self::attach`].
+    /// the pod and its namespace cannot be opened. All others are detached. Dials that are under way stay if the agent whose
+    /// they are still `lives`. To be called once, before the first [`Self::attach`].
     ///
     /// # Errors
     /// The system's, if the maps or pins can't be read or written.
-    pub fn keep_only(&mut self, own: &[Arc<Pod>]) -> io::Result<()> {
+    pub fn keep_only(&mut self, own: &[Arc<Pod>], lives: bool) -> io::Result<()> {
         let mut wanted = HashMap::new();
         let mut unreachable = HashSet::new();
         for pod in own {
@@ -181,7 +188,9 @@ impl Capture {
             if !same {
                 self.forget_namespace(*cookie, Some(value.pod_index))?;
             }
-            self.maps.remove_dials(*cookie)?;
+            if !lives {
+                self.maps.remove_dials(*cookie)?;
+            }
         }
         for cookie in self.pins.pod_links()? {
             if !known.iter().any(|(known, _)| *known == cookie) {

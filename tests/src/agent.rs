@@ -31,6 +31,9 @@ pub fn mantle() -> PathBuf {
     found.must("the tests run the real `mantle`: build it with `cargo build -p agent`, or set MANTLE_BIN")
 }
 
+/// What an agent logs when its predecessor has been told to go.
+const TOOK_OVER: &str = "took over";
+
 /// What tests set of an agent's configuration.
 #[derive(Clone, Debug)]
 pub struct AgentSettings {
@@ -130,6 +133,21 @@ impl Agent {
         let mut command = self.command(&[]);
         command.env("MANTLE_LOG", self.log);
         self.process = Some(world.start(&self.process_name(), &mut command));
+    }
+
+    /// Starts another one that takes over from it, waits until that serves, and returns the one from before, which drains.
+    #[track_caller]
+    pub fn take_over(&mut self, world: &World) -> Process {
+        let before = self.said().matches(TOOK_OVER).count();
+        let mut command = self.command(&["--take-over"]);
+        command.env("MANTLE_LOG", self.log);
+        let old = self.process.replace(world.start(&self.process_name(), &mut command));
+        wait::until("the successor serves", || {
+            let process = self.process.as_mut().must("it was started");
+            assert!(process.is_running(), "{} has ended:\n{}", self.instance, process.said());
+            (self.said().matches(TOOK_OVER).count() > before).then_some(())
+        });
+        old.must("the agent does not run")
     }
 
     /// Ends it by SIGKILL.

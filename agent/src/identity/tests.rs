@@ -301,7 +301,7 @@ async fn certificates_are_renewed_and_survive_both_restarts() {
     let id = |name: &str| format!("spiffe://test.mantle/ns/shop/sa/{name}").parse::<SpiffeId>().unwrap();
     let pods = vec![(web.clone(), id("web-sa")), (db.clone(), id("db-sa")), (nobody.clone(), id("x"))];
     let (wanted, wanted_pods) = watch::channel(pods);
-    let identity = start(&config, wanted_pods.clone()).unwrap();
+    let identity = start(&config, wanted_pods.clone(), Estate::default()).unwrap();
     let mut certificates = identity.certificates();
     let first = certificates.wait_for(|all| all.get(&web).is_some()).await.unwrap().get(&web).unwrap().clone();
     assert_eq!(first.identity(), &id("web-sa"));
@@ -324,7 +324,7 @@ async fn certificates_are_renewed_and_survive_both_restarts() {
     ca.run().await;
     wanted.send(vec![(web.clone(), id("web-sa"))]).unwrap();
     config.join_token_file = None;
-    let identity = start(&config, wanted_pods).unwrap();
+    let identity = start(&config, wanted_pods, Estate::default()).unwrap();
     let mut certificates = identity.certificates();
     certificates.wait_for(|all| all.get(&web).is_some()).await.unwrap();
 
