@@ -44,6 +44,15 @@ pub const POD_ADDRESSES: usize = 4;
 /// How many bytes of a pod's UID the kernel keeps, NUL-padded.
 pub const UID_LEN: usize = 64;
 
+/// How many data plane threads one instance can have, each with its entry in `HEARTBEAT`.
+pub const MAX_THREADS: u32 = 64;
+
+/// How often a data plane thread writes the time into its entry of `HEARTBEAT`, in nanoseconds.
+pub const BEAT_NS: u64 = 500_000_000;
+
+/// A thread that has not beaten for so long, in nanoseconds, is taken for gone, and its listeners with it.
+pub const HUNG_NS: u64 = 2_000_000_000;
+
 /// How many pods one instance can hold; the listeners' map has [`listener_slot`]s for each.
 pub const MAX_PODS: u32 = 1024;
 
@@ -72,6 +81,8 @@ pub struct Netns {
     pub flags: u16,
     /// Which listener slots are the pod's.
     pub pod_index: u32,
+    /// The data plane thread that serves the pod: its entry in `HEARTBEAT` says whether it lives.
+    pub thread: u32,
     /// The pod's own addresses, the primary one first; unused ones are zero.
     pub addresses: [Addr; POD_ADDRESSES],
     /// The pod's UID, NUL-padded.
@@ -143,8 +154,8 @@ pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
 /// Names of programs, maps and globals: said once, used by the kernel half's build and by the loader.
 pub mod names {
     /// The maps that are pinned, one set for each instance.
-    pub const MAPS: [&str; 9] =
-        ["NETNS", "MESH", "FLOWS", "DIALS", "LISTENERS", "OWN", "ORIGIN", "CAPTURED", "COUNTERS"];
+    pub const MAPS: [&str; 10] =
+        ["NETNS", "MESH", "FLOWS", "DIALS", "LISTENERS", "OWN", "ORIGIN", "CAPTURED", "COUNTERS", "HEARTBEAT"];
     /// Global of the `sk_lookup` program: the cookie of the namespace that it is attached to (`u64`).
     pub const POD_COOKIE: &str = "POD_COOKIE";
     /// Global of the `sk_lookup` program: the pod's index (`u32`).
@@ -157,7 +168,7 @@ pub mod names {
 pub enum Counter {
     /// A connect was rewritten to the agent.
     Captured = 0,
-    /// Connect refused: no agent serves the pod.
+    /// Connect refused: no agent serves the pod, or the one that should hangs.
     NoAgent = 1,
     /// Connect left alone although no agent serves the pod: the pod's `fail = open`.
     FailOpen = 2,
@@ -175,7 +186,7 @@ pub enum Counter {
     UnknownFlow = 8,
     /// A SYN from the agent's source range that no agent had announced.
     UnknownDial = 9,
-    /// A SYN for an agent's listener that is gone.
+    /// A SYN for an agent's listener that is gone, or that hangs.
     NoListener = 10,
     /// `FLOWS` is full: the connection is refused when its SYN arrives.
     FlowsFull = 11,
@@ -206,9 +217,9 @@ mod tests {
 
     #[test]
     fn layouts_are_what_the_pinned_maps_hold() {
-        assert_eq!((size_of::<Netns>(), align_of::<Netns>()), (136, 4));
-        assert_eq!(offset_of!(Netns, addresses), 8);
-        assert_eq!(offset_of!(Netns, uid), 72);
+        assert_eq!((size_of::<Netns>(), align_of::<Netns>()), (140, 4));
+        assert_eq!(offset_of!(Netns, addresses), 12);
+        assert_eq!(offset_of!(Netns, uid), 76);
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (24, 4));
         assert_eq!((size_of::<Mesh>(), align_of::<Mesh>()), (16, 8));
         assert_eq!((size_of::<FlowKey>(), align_of::<FlowKey>()), (48, 8));
@@ -218,7 +229,7 @@ mod tests {
 
     #[test]
     fn no_type_has_padding() {
-        assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 16 * POD_ADDRESSES + UID_LEN);
+        assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 4 + 16 * POD_ADDRESSES + UID_LEN);
         assert_eq!(size_of::<Endpoint>(), 16 + 2 + 6);
         assert_eq!(size_of::<Mesh>(), 8 + 8);
         assert_eq!(size_of::<FlowKey>(), 8 + 16 + 16 + 2 + 2 + 4);

@@ -12,6 +12,7 @@ use aya_ebpf::helpers::{bpf_bind, bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 
+use crate::heartbeat::beats;
 use crate::maps::{MESH, NETNS, ORIGIN, OWN, count, forget, has_listener, store, stored};
 use crate::sock_addr::{self, Family};
 
@@ -38,7 +39,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
     }
     let Some(refuse_until) = refuse_until(&destination) else { return Ok(()) };
     check_destination(&destination, refuse_until)?;
-    if !has_listener(listener_slot(pod.pod_index, SLOT_OUTBOUND)) {
+    if !has_listener(listener_slot(pod.pod_index, SLOT_OUTBOUND)) || !beats(pod) {
         if pod.flags & FLAG_FAIL_OPEN == 0 {
             return Err(Counter::NoAgent);
         }

@@ -7,6 +7,7 @@
 )]
 
 mod connect;
+mod heartbeat;
 mod lookup;
 mod maps;
 mod peer;

@@ -3,9 +3,11 @@
 use core::ffi::c_void;
 use core::ptr;
 
-use agent_common::{COUNTERS as COUNTER_COUNT, Counter, Endpoint, Flow, FlowKey, MAX_PODS, Mesh, Netns, SLOTS_PER_POD};
+use agent_common::{
+    COUNTERS as COUNTER_COUNT, Counter, Endpoint, Flow, FlowKey, MAX_PODS, MAX_THREADS, Mesh, Netns, SLOTS_PER_POD,
+};
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, SkStorage, SockMap};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage, SockMap};
 use aya_ebpf::helpers::{bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 
@@ -44,6 +46,10 @@ pub static ORIGIN: SkStorage<Endpoint> = SkStorage::new();
 /// On a socket that the agent accepted: the captured connection.
 #[btf_map]
 pub static CAPTURED: SkStorage<Flow> = SkStorage::new();
+
+/// When each of the agent's data plane threads last said that it lives, in nanoseconds of `bpf_ktime_get_ns`.
+#[btf_map]
+pub static HEARTBEAT: Array<u64, { MAX_THREADS as usize }> = Array::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();

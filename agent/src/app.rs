@@ -148,7 +148,7 @@ async fn agent(config: Config) -> Result<(), AppError> {
         drain,
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = Workers::start(threads, &plane).map_err(system("cannot start the data plane"))?;
+    let workers = Workers::start(capture.hearts(threads), &plane).map_err(system("cannot start the data plane"))?;
     let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted);
     enrolment.adopt(&plane.directory()).map_err(system("cannot sort out the pinned state"))?;
     info!(instance = %config.capture.instance, node = %config.node, "started");

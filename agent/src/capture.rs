@@ -17,6 +17,7 @@ use aya::programs::ProgramError;
 use thiserror::Error;
 
 mod dial;
+mod heartbeat;
 mod listener;
 mod maps;
 mod netns;
@@ -28,6 +29,7 @@ mod requirements;
 mod syscall;
 
 pub use dial::{ApplicationDial, DialError};
+pub use heartbeat::Heart;
 pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener};
 pub use pod::{AttachError, Attached};
 pub use requirements::Missing;
@@ -239,6 +241,11 @@ impl Capture {
             .map(|address| maps::endpoint((*address, 0).into()))
             .collect();
         self.maps.set_mesh(&wanted)
+    }
+
+    /// What as many data plane threads beat with; no more than the kernel programs know threads.
+    pub fn hearts(&self, threads: usize) -> Vec<Heart> {
+        (0..agent_common::MAX_THREADS).take(threads).map(|thread| Heart::new(&self.maps, thread)).collect()
     }
 
     /// How often the kernel programs counted each thing since the pins were made.

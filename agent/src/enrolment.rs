@@ -233,7 +233,11 @@ impl Enrolment {
                 warn!(pod = %uid, "no valid certificate: its connections are refused");
             }
             (Stage::Held | Stage::Refusing, true) => {
-                let served = self.workers.serve(&enrolled.attached).await;
+                let thread = self.workers.least_busy();
+                enrolled.attached.served_by(thread);
+                // Before the listeners are there, so that none is ever judged by another thread's heartbeat.
+                enrolled.write();
+                let served = self.workers.serve(&enrolled.attached, thread).await;
                 enrolled.stage = if served.is_ok() { Stage::Serving } else { Stage::Refusing };
                 enrolled.deaf = served.err().map(|error| format!("cannot listen in the pod: {error}"));
                 enrolled.write();

@@ -11,7 +11,7 @@ use agent_common::{
 };
 use agent_core::identity::PodUid;
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 
 use super::StartError;
 
@@ -25,6 +25,7 @@ pub(super) struct Maps {
     own: Mutex<SkStorage<MapData, u32>>,
     captured: SkStorage<MapData, Flow>,
     counters: PerCpuArray<MapData, u64>,
+    heartbeat: Mutex<Array<MapData, u64>>,
 }
 
 impl fmt::Debug for Maps {
@@ -45,6 +46,7 @@ impl Maps {
             own: Mutex::new(take(object, "OWN")?),
             captured: take(object, "CAPTURED")?,
             counters: take(object, "COUNTERS")?,
+            heartbeat: Mutex::new(take(object, "HEARTBEAT")?),
         })
     }
 
@@ -115,6 +117,11 @@ impl Maps {
 
     pub(super) fn withdraw_dial(&self, key: &FlowKey) -> io::Result<()> {
         absent_is_fine(lock(&self.dials).remove(key))
+    }
+
+    /// Writes when a data plane thread was alive, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(super) fn set_heartbeat(&self, thread: u32, now: u64) -> io::Result<()> {
+        lock(&self.heartbeat).set(thread, now, 0).map_err(io_error)
     }
 
     /// How often the kernel programs counted this since the pins were made.

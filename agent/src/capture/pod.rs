@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use agent_common::{FLAG_FAIL_OPEN, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED, STATE_KNOWN};
 use agent_core::directory::{Fail, Mode, Pod};
@@ -63,6 +64,7 @@ pub struct Attached {
     addresses: Vec<IpAddr>,
     index: u32,
     was_enrolled: bool,
+    thread: AtomicU32,
     pub(super) namespace: Namespace,
     pub(super) ports: Ports,
     pub(super) maps: Arc<Maps>,
@@ -79,7 +81,8 @@ impl Attached {
         if ports.inside_ephemeral() {
             warn!(pod = %pod.uid, "ip_local_port_range leaves no port for the agent's sockets; they can meet the pod's own");
         }
-        Ok(Self { uid: pod.uid.clone(), addresses: pod.addresses.clone(), index, was_enrolled, namespace, ports, maps })
+        let (uid, addresses) = (pod.uid.clone(), pod.addresses.clone());
+        Ok(Self { uid, addresses, index, was_enrolled, thread: AtomicU32::new(0), namespace, ports, maps })
     }
 
     /// The pod's UID.
@@ -95,6 +98,12 @@ impl Attached {
     /// The pod's addresses, primary first.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
+    }
+
+    /// Which data plane thread is about to serve the pod. The kernel is told by the next [`Self::hold`] or
+    /// [`Self::enroll`], which must come before the listeners.
+    pub fn served_by(&self, thread: u32) {
+        self.thread.store(thread, Ordering::Relaxed);
     }
 
     /// Tells the kernel to leave the pod alone for now, but to know it.
@@ -128,6 +137,7 @@ impl Attached {
             mode,
             flags,
             pod_index: self.index,
+            thread: self.thread.load(Ordering::Relaxed),
             addresses: pod_addresses(&v4_first(&self.addresses)),
             uid: uid_bytes(&self.uid),
         };

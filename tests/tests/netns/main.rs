@@ -11,6 +11,7 @@ mod enrolment;
 mod fails_closed;
 mod forged;
 mod half_close;
+mod hung;
 mod identity;
 mod killed;
 mod load;
