@@ -107,8 +107,17 @@ pub struct Endpoint {
 pub struct Mesh {
     /// No flag is defined yet.
     pub flags: u64,
-    /// Until this `CLOCK_MONOTONIC` time, in nanoseconds, a connect is refused in the hook; 0 = not at all.
-    pub refuse_until: u64,
+}
+
+/// Key of `REFUSED`, whose value is the `CLOCK_MONOTONIC` time (`u64`, nanoseconds) until which connects are refused in
+/// the hook.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Refused {
+    /// The network namespace of who connects: what one pod cannot reach may be fine for its neighbour.
+    pub cookie: u64,
+    /// Where to.
+    pub destination: Endpoint,
 }
 
 /// Key of `FLOWS` and `DIALS`: a 4-tuple inside one network namespace, as the connecting side has it.
@@ -154,8 +163,19 @@ pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
 /// Names of programs, maps and globals: said once, used by the kernel half's build and by the loader.
 pub mod names {
     /// The maps that are pinned, one set for each instance.
-    pub const MAPS: [&str; 10] =
-        ["NETNS", "MESH", "FLOWS", "DIALS", "LISTENERS", "OWN", "ORIGIN", "CAPTURED", "COUNTERS", "HEARTBEAT"];
+    pub const MAPS: [&str; 11] = [
+        "NETNS",
+        "MESH",
+        "REFUSED",
+        "FLOWS",
+        "DIALS",
+        "LISTENERS",
+        "OWN",
+        "ORIGIN",
+        "CAPTURED",
+        "COUNTERS",
+        "HEARTBEAT",
+    ];
     /// Global of the `sk_lookup` program: the cookie of the namespace that it is attached to (`u64`).
     pub const POD_COOKIE: &str = "POD_COOKIE";
     /// Global of the `sk_lookup` program: the pod's index (`u32`).
@@ -172,7 +192,7 @@ pub enum Counter {
     NoAgent = 1,
     /// Connect left alone although no agent serves the pod: the pod's `fail = open`.
     FailOpen = 2,
-    /// Connect refused: the destination refused or had no endpoint a moment ago.
+    /// Connect refused: the destination refused this pod, or could not be reached, a moment ago.
     RefusedBefore = 3,
     /// Connect refused: the destination is one of Mantle's own ports.
     OwnPort = 4,
@@ -207,7 +227,7 @@ mod pod {
             unsafe impl aya::Pod for super::$name {}
         )* };
     }
-    pod!(Netns, Endpoint, Mesh, FlowKey, Flow);
+    pod!(Netns, Endpoint, Mesh, Refused, FlowKey, Flow);
 }
 
 #[cfg(test)]
@@ -221,7 +241,8 @@ mod tests {
         assert_eq!(offset_of!(Netns, addresses), 12);
         assert_eq!(offset_of!(Netns, uid), 76);
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (24, 4));
-        assert_eq!((size_of::<Mesh>(), align_of::<Mesh>()), (16, 8));
+        assert_eq!((size_of::<Mesh>(), align_of::<Mesh>()), (8, 8));
+        assert_eq!((size_of::<Refused>(), align_of::<Refused>()), (32, 8));
         assert_eq!((size_of::<FlowKey>(), align_of::<FlowKey>()), (48, 8));
         assert_eq!(offset_of!(FlowKey, client_port), 40);
         assert_eq!((size_of::<Flow>(), align_of::<Flow>()), (32, 8));
@@ -231,7 +252,8 @@ mod tests {
     fn no_type_has_padding() {
         assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 4 + 16 * POD_ADDRESSES + UID_LEN);
         assert_eq!(size_of::<Endpoint>(), 16 + 2 + 6);
-        assert_eq!(size_of::<Mesh>(), 8 + 8);
+        assert_eq!(size_of::<Mesh>(), 8);
+        assert_eq!(size_of::<Refused>(), 8 + size_of::<Endpoint>());
         assert_eq!(size_of::<FlowKey>(), 8 + 16 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Flow>(), 8 + size_of::<Endpoint>());
     }

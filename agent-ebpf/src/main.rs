@@ -11,6 +11,7 @@ mod heartbeat;
 mod lookup;
 mod maps;
 mod peer;
+mod refused;
 mod sock_addr;
 mod sock_ops;
 

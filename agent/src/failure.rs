@@ -138,7 +138,8 @@ impl Ended {
         record.ended(close, blame, detail);
     }
 
-    fn close(&self, direction: Direction) -> (Close, Blame) {
+    /// Why it ended, and whose fault that is.
+    pub fn close(&self, direction: Direction) -> (Close, Blame) {
         let (ours, theirs) = match direction {
             Direction::Outbound => (Close::ResetBySource, Close::ResetByDestination),
             Direction::Inbound => (Close::ResetByDestination, Close::ResetBySource),

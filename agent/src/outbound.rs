@@ -5,8 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_core::address::{ClientAddr, OriginalDst};
 use agent_core::directory::{Directory, Pod};
-use agent_core::outcome::{Blame, Close};
+use agent_core::outcome::{Blame, Close, refused_for};
 use agent_core::policy::{Permit, authorize_outbound};
 use agent_core::route::{Route, resolve};
 use agent_core::tunnel::{ConnectionId, Dialler, Extensions, Open};
@@ -45,7 +46,22 @@ pub async fn connection(outbound: Rc<Outbound>, pod: Arc<Attached>, captured: Ca
     let mut record = outbound.plane.records.begin(Direction::Outbound, ConnectionId(rand::random()));
     record.source = Party::at(captured.client);
     record.destination = Party::at(captured.original);
-    match carry(&outbound, &pod, captured, &mut record).await {
+    let Captured { socket, client, original } = captured;
+    let mut application = match Application::new(socket).map_err(Failure::application) {
+        Ok(application) => application,
+        Err(failure) => return record.ended(failure.close, failure.blame, Some(failure.detail)),
+    };
+    let carried = carry(&outbound, &pod, &mut application, (client, original), &mut record).await;
+    let (close, blame) = match &carried {
+        Ok(ended) => ended.close(Direction::Outbound),
+        Err(failure) => (failure.close, failure.blame),
+    };
+    if let Some(length) = refused_for(close, blame) {
+        // Before the application reads its reset: its next connect is refused at once.
+        pod.refuse(original, length);
+    }
+    drop(application);
+    match carried {
         Ok(ended) => ended.report(&mut record, Direction::Outbound),
         Err(failure) => record.ended(failure.close, failure.blame, Some(failure.detail)),
     }
@@ -54,16 +70,16 @@ pub async fn connection(outbound: Rc<Outbound>, pod: Arc<Attached>, captured: Ca
 async fn carry(
     outbound: &Rc<Outbound>,
     pod: &Arc<Attached>,
-    captured: Captured,
+    application: &mut Application,
+    (client, original): (ClientAddr, OriginalDst),
     record: &mut Record,
 ) -> Result<Ended, Failure> {
     let plane = &outbound.plane;
-    let mut application = Application::new(captured.socket).map_err(Failure::application)?;
 
     // Resolve and authorize: which pod that is, and whether it may.
-    let judge = |directory: &Directory| judge(directory, pod, captured.original);
+    let judge = |directory: &Directory| judge(directory, pod, original);
     let ((source, route, permit), revision) = plane.judge(judge, |failure| failure.may_be_lag).await?;
-    record.source = Party::of_pod(&source, captured.client);
+    record.source = Party::of_pod(&source, client);
     record.destination.name(&route.peer);
     record.permitted(permit.policy(), revision);
 
@@ -76,18 +92,13 @@ async fn carry(
     for attempt in 0..TUNNELS {
         let (key, mut tunnel) = outbound.tunnel(pod, &route, &credentials, attempt == 0).await?;
         describe(record, &route, &tunnel);
-        let open = Open {
-            destination: captured.original,
-            client: captured.client,
-            id: record.id(),
-            extensions: Extensions::NONE,
-        };
+        let open = Open { destination: original, client, id: record.id(), extensions: Extensions::NONE };
         let (machine, frames) = tunnel.frames();
         let number = machine.open(&open, frames).map_err(Failure::bug)?;
         record.tunnel_use(number);
         let stop = plane.stop(pod.uid(), permitted);
         let Outcome { from_application, to_application, ended, early: kept, .. } =
-            relay::run(&mut application, &mut tunnel, &permit, early, stop).await;
+            relay::run(application, &mut tunnel, &permit, early, stop).await;
         (record.sent, record.received) = (from_application, to_application);
         outbound.put_back(key, tunnel, &ended);
         if ended != Ended::Repeat {
@@ -98,11 +109,7 @@ async fn carry(
     Err(Failure::new(Close::TunnelLost, Blame::Peer, "every tunnel was being retired by the peer"))
 }
 
-fn judge(
-    directory: &Directory,
-    pod: &Attached,
-    original: agent_core::address::OriginalDst,
-) -> Result<(Arc<Pod>, Route, Permit), Failure> {
+fn judge(directory: &Directory, pod: &Attached, original: OriginalDst) -> Result<(Arc<Pod>, Route, Permit), Failure> {
     let source = directory.by_uid(pod.uid()).ok_or_else(Failure::pod_gone)?;
     let route = resolve(directory, source, original)?;
     let permit = authorize_outbound(directory, pod.uid(), &route)?;

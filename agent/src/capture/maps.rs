@@ -7,7 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent_common::{
-    Addr, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, POD_ADDRESSES, UID_LEN, is_v4, listener_slot, v4_mapped,
+    Addr, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, POD_ADDRESSES, Refused, UID_LEN, is_v4, listener_slot,
+    v4_mapped,
 };
 use agent_core::identity::PodUid;
 use aya::Ebpf;
@@ -19,6 +20,7 @@ use super::StartError;
 pub(super) struct Maps {
     netns: Mutex<HashMap<MapData, u64, Netns>>,
     mesh: Mutex<HashMap<MapData, Endpoint, Mesh>>,
+    refused: Mutex<HashMap<MapData, Refused, u64>>,
     flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
     dials: Mutex<HashMap<MapData, FlowKey, Endpoint>>,
     listeners: Mutex<SockMap<MapData>>,
@@ -40,6 +42,7 @@ impl Maps {
         Ok(Self {
             netns: Mutex::new(take(object, "NETNS")?),
             mesh: Mutex::new(take(object, "MESH")?),
+            refused: Mutex::new(take(object, "REFUSED")?),
             flows: Mutex::new(take(object, "FLOWS")?),
             dials: Mutex::new(take(object, "DIALS")?),
             listeners: Mutex::new(take(object, "LISTENERS")?),
@@ -76,12 +79,18 @@ impl Maps {
         let mut mesh = lock(&self.mesh);
         let present: std::collections::HashSet<Endpoint> = mesh.keys().collect::<Result<_, _>>().map_err(io_error)?;
         for key in wanted.difference(&present) {
-            mesh.insert(key, Mesh { flags: 0, refuse_until: 0 }, 0).map_err(io_error)?;
+            mesh.insert(key, Mesh { flags: 0 }, 0).map_err(io_error)?;
         }
         for key in present.difference(wanted) {
             absent_is_fine(mesh.remove(key))?;
         }
         Ok(())
+    }
+
+    /// Refuses connects from a namespace to a destination until this time, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(super) fn refuse_until(&self, cookie: u64, destination: SocketAddr, until: u64) -> io::Result<()> {
+        let key = Refused { cookie, destination: endpoint(destination) };
+        lock(&self.refused).insert(key, until, 0).map_err(io_error)
     }
 
     pub(super) fn set_listener(&self, pod_index: u32, slot: u32, listener: &impl AsRawFd) -> io::Result<()> {

@@ -5,14 +5,17 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use agent_common::{FLAG_FAIL_OPEN, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED, STATE_KNOWN};
+use agent_core::address::OriginalDst;
 use agent_core::directory::{Fail, Mode, Pod};
 use agent_core::identity::PodUid;
 use aya::programs::ProgramError;
 use thiserror::Error;
-use tracing::warn;
+use tracing::{debug, warn};
 
+use super::heartbeat::kernel_time;
 use super::maps::{Maps, pod_addresses, uid_bytes};
 use super::netns::Namespace;
 use super::ports::Ports;
@@ -142,6 +145,16 @@ impl Attached {
             uid: uid_bytes(&self.uid),
         };
         self.maps.set_netns(self.namespace.cookie(), &value)
+    }
+
+    /// Refuses the pod's connects to a destination for a while: what came of the last one is known.
+    pub fn refuse(&self, destination: OriginalDst, length: Duration) {
+        let until = kernel_time().map(|now| now.saturating_add(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)));
+        let told = until.and_then(|until| self.maps.refuse_until(self.cookie(), destination.socket_addr(), until));
+        if let Err(error) = told {
+            // The next connect is tried, and ends as this one did.
+            debug!(pod = %self.uid, %destination, %error, "the kernel does not know that it refuses");
+        }
     }
 
     pub(super) fn index(&self) -> u32 {

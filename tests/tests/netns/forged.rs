@@ -216,9 +216,12 @@ fn an_acceptor_with_a_forged_certificate_is_given_nothing() {
     let (mut mesh, _, mallory) = world();
     let client = mesh.pod("client", Side::A);
     let thief = Forger::thief(&mesh);
+    let ports = std::cell::Cell::new(8000);
     let attempt = |forged: Forged| {
         let serving = serve(&mallory, forged);
-        let mut stream = traffic::connect(&client, mallory.at(80)).unwrap();
+        // Another port each time: one that has refused is refused in `connect`.
+        let port = ports.replace(ports.get() + 1);
+        let mut stream = traffic::connect(&client, mallory.at(port)).unwrap();
         let own = stream.local_addr().unwrap();
         stream.write_all(b"a secret").unwrap();
         traffic::expect_reset(&mut stream);

@@ -17,6 +17,7 @@ mod killed;
 mod load;
 mod non_mesh;
 mod peer_addresses;
+mod refused_before;
 mod reset;
 mod restart;
 mod reuse;
