@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Mesh, Mode, Pod, Side};
+use agent_tests::{Mesh, Mode, Pod, Side, wait};
 
 fn dial(pod: &Pod, destination: SocketAddr) -> Result<(), ErrorKind> {
     let connected = pod.namespace.within(|| TcpStream::connect_timeout(&destination, Duration::from_secs(20)));
@@ -23,6 +23,7 @@ fn a_strangers_plaintext_is_refused_on_every_address_and_inside_the_pod_all_is_a
         assert_eq!(dial(stranger, web.at(80)), Ok(()), "the control: permissive lets plaintext pass");
         assert_eq!(dial(stranger, v6), Ok(()), "the control, over IPv6");
     }
+    wait::until("the application has taken the controls", || (echo.accepted() == 4).then_some(()));
     let before = echo.accepted();
     mesh.change(|directory| directory.entry(&web).mode = Mode::Strict);
     for stranger in [&far, &near] {
