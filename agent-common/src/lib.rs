@@ -61,6 +61,9 @@ pub const STATE_ENROLLED: u8 = 1;
 /// [`Netns::state`]: the namespace is known and is left alone.
 pub const STATE_KNOWN: u8 = 2;
 
+/// [`Netns::pod_index`] of a namespace that is known and is no pod of the directory's.
+pub const NO_POD: u32 = u32::MAX;
+
 /// [`Netns::mode`]: plaintext from outside passes.
 pub const MODE_PERMISSIVE: u8 = 1;
 /// [`Netns::mode`]: plaintext from outside is refused.
@@ -120,6 +123,20 @@ pub struct Refused {
     pub destination: Endpoint,
 }
 
+/// What `STRANGERS` tells: a pod's task wants to connect to the mesh from a namespace that nobody has classified.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stranger {
+    /// The network namespace's cookie.
+    pub cookie: u64,
+    /// The id of the task's cgroup: its directory's inode.
+    pub cgroup: u64,
+    /// The task's thread id in the first PID namespace.
+    pub thread: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
 /// Key of `FLOWS` and `DIALS`: a 4-tuple inside one network namespace, as the connecting side has it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -163,7 +180,7 @@ pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
 /// Names of programs, maps and globals: said once, used by the kernel half's build and by the loader.
 pub mod names {
     /// The maps that are pinned, one set for each instance.
-    pub const MAPS: [&str; 11] = [
+    pub const MAPS: [&str; 12] = [
         "NETNS",
         "MESH",
         "REFUSED",
@@ -175,7 +192,16 @@ pub mod names {
         "CAPTURED",
         "COUNTERS",
         "HEARTBEAT",
+        "STRANGERS",
     ];
+    /// Global of the connect programs: the id of the cgroup below which pods' tasks are (`u64`); 0 = none is known.
+    pub const PODS_CGROUP: &str = "PODS_CGROUP";
+    /// Global of the connect programs: how many levels that cgroup is below the root (`u32`).
+    pub const PODS_LEVEL: &str = "PODS_LEVEL";
+    /// Global of the connect programs: the cookie of the node's own namespace (`u64`); 0 = not known.
+    pub const NODE_COOKIE: &str = "NODE_COOKIE";
+    /// Global of the connect programs: whether unknown namespaces may connect to the mesh (`u32`).
+    pub const ALLOW_UNKNOWN: &str = "ALLOW_UNKNOWN";
     /// Global of the `sk_lookup` program: the cookie of the namespace that it is attached to (`u64`).
     pub const POD_COOKIE: &str = "POD_COOKIE";
     /// Global of the `sk_lookup` program: the pod's index (`u32`).
@@ -212,10 +238,14 @@ pub enum Counter {
     FlowsFull = 11,
     /// What a connection was could not be moved into its socket.
     MoveFailed = 12,
+    /// Connect refused: a pod's task in a namespace that has not been classified.
+    UnknownPod = 13,
+    /// The same, let through: `unknown: allow`.
+    UnknownAllowed = 14,
 }
 
 /// How many values [`Counter`] has.
-pub const COUNTERS: u32 = 13;
+pub const COUNTERS: u32 = 15;
 
 #[cfg(feature = "user")]
 mod pod {
@@ -227,7 +257,7 @@ mod pod {
             unsafe impl aya::Pod for super::$name {}
         )* };
     }
-    pod!(Netns, Endpoint, Mesh, Refused, FlowKey, Flow);
+    pod!(Netns, Endpoint, Mesh, Refused, Stranger, FlowKey, Flow);
 }
 
 #[cfg(test)]
@@ -243,6 +273,7 @@ mod tests {
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (24, 4));
         assert_eq!((size_of::<Mesh>(), align_of::<Mesh>()), (8, 8));
         assert_eq!((size_of::<Refused>(), align_of::<Refused>()), (32, 8));
+        assert_eq!((size_of::<Stranger>(), align_of::<Stranger>()), (24, 8));
         assert_eq!((size_of::<FlowKey>(), align_of::<FlowKey>()), (48, 8));
         assert_eq!(offset_of!(FlowKey, client_port), 40);
         assert_eq!((size_of::<Flow>(), align_of::<Flow>()), (32, 8));
@@ -254,6 +285,7 @@ mod tests {
         assert_eq!(size_of::<Endpoint>(), 16 + 2 + 6);
         assert_eq!(size_of::<Mesh>(), 8);
         assert_eq!(size_of::<Refused>(), 8 + size_of::<Endpoint>());
+        assert_eq!(size_of::<Stranger>(), 8 + 8 + 4 + 4);
         assert_eq!(size_of::<FlowKey>(), 8 + 16 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Flow>(), 8 + size_of::<Endpoint>());
     }

@@ -16,6 +16,7 @@ use crate::heartbeat::beats;
 use crate::maps::{MESH, NETNS, ORIGIN, OWN, count, forget, has_listener, store, stored};
 use crate::refused::refused_before;
 use crate::sock_addr::{self, Family};
+use crate::unknown;
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -33,7 +34,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
     // SAFETY: the context is the program's own.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
-    let Some(pod) = (unsafe { NETNS.get(&cookie) }) else { return Ok(()) };
+    let Some(pod) = (unsafe { NETNS.get(&cookie) }) else { return unknown::judge::<F>(ctx, cookie) };
     let destination = F::user_endpoint(ctx.sock_addr);
     if pod.state != STATE_ENROLLED || stays_in_pod(pod, &destination.addr) {
         return Ok(());

@@ -14,6 +14,7 @@ mod peer;
 mod refused;
 mod sock_addr;
 mod sock_ops;
+mod unknown;
 
 use agent_common::Counter;
 use aya_ebpf::helpers::bpf_set_retval;

@@ -5,10 +5,10 @@ use core::ptr;
 
 use agent_common::{
     COUNTERS as COUNTER_COUNT, Counter, Endpoint, Flow, FlowKey, MAX_PODS, MAX_THREADS, Mesh, Netns, Refused,
-    SLOTS_PER_POD,
+    SLOTS_PER_POD, Stranger,
 };
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage, SockMap};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockMap};
 use aya_ebpf::helpers::{bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 
@@ -56,6 +56,10 @@ pub static CAPTURED: SkStorage<Flow> = SkStorage::new();
 /// When each of the agent's data plane threads last said that it lives, in nanoseconds of `bpf_ktime_get_ns`.
 #[btf_map]
 pub static HEARTBEAT: Array<u64, { MAX_THREADS as usize }> = Array::new();
+
+/// Tells the agent of namespaces that it has to classify.
+#[btf_map]
+pub static STRANGERS: RingBuf<Stranger, 65_536> = RingBuf::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();

@@ -1,11 +1,13 @@
 //! The composition root: builds every part in dependency order, owns the tasks, and ends them.
 
 use std::fmt;
+use std::future::pending;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use agent_common::Stranger;
 use agent_core::document::Problems;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,7 +15,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::capture::{Capture, StartError};
+use crate::capture::{Capture, StartError, Strangers};
 use crate::config::Config;
 use crate::directory::{Source, SourceError, StatusFile};
 use crate::drain::{self, Drained};
@@ -22,6 +24,9 @@ use crate::identity::{self, IdentityError};
 use crate::plane::Plane;
 use crate::report::{RecordError, Writer};
 use crate::worker::Workers;
+
+/// How often what unlisted pods left in the kernel is swept away.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// How long the threads have to see that the drain is over.
 const LAST_TURN: Duration = Duration::from_secs(2);
@@ -175,20 +180,40 @@ async fn agent(config: Config) -> Result<(), AppError> {
 async fn run(enrolment: &mut Enrolment, plane: &Plane, source: &Source, mut status: StatusFile, stop: &mut Stop) {
     let (mut directory, mut certificates) = (plane.directory.clone(), plane.certificates.clone());
     let mut problem = source.problem();
+    let mut strangers = enrolment.strangers();
+    let mut sweep = tokio::time::interval(SWEEP);
     loop {
         let (snapshot, held) =
             (Arc::clone(&directory.borrow_and_update()), Arc::clone(&certificates.borrow_and_update()));
         let applied = enrolment.apply(&snapshot, &held).await;
         let told = problem.borrow_and_update().clone().or(applied.problem);
         status.write(applied.revision, told, applied.pods);
-        let due = enrolment.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
-        tokio::select! {
-            () = stop.asked() => return,
-            Ok(()) = directory.changed() => {}
-            Ok(()) = certificates.changed() => {}
-            Ok(()) = problem.changed() => {}
-            () = tokio::time::sleep(due.unwrap_or(Duration::MAX)), if due.is_some() => {}
+        let due = enrolment.next_deadline().map(tokio::time::Instant::from_std);
+        loop {
+            tokio::select! {
+                () = stop.asked() => return,
+                Ok(()) = directory.changed() => break,
+                Ok(()) = certificates.changed() => break,
+                Ok(()) = problem.changed() => break,
+                () = until(due) => break,
+                found = unknown(&mut strangers) => enrolment.classify(&found, &snapshot),
+                _ = sweep.tick() => enrolment.forget_gone(),
+            }
         }
+    }
+}
+
+async fn until(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+async fn unknown(strangers: &mut Option<Strangers>) -> Vec<Stranger> {
+    match strangers {
+        Some(strangers) => strangers.next().await,
+        None => pending().await,
     }
 }
 

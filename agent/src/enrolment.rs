@@ -13,12 +13,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_common::Stranger;
 use agent_core::directory::{Directory, Mode, Pod};
 use agent_core::identity::{PodUid, SpiffeId};
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
-use crate::capture::{Attached, Capture};
+use crate::capture::{Attached, Capture, Strangers};
 use crate::directory::{PodState, PodStatus};
 use crate::identity::Certificates;
 use crate::worker::Workers;
@@ -133,6 +134,38 @@ impl Enrolment {
         self.retry_if(!problems.is_empty() || deaf || !self.refused.is_empty());
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
         Result { revision: self.in_force, problem, pods: self.status(&own, certificates) }
+    }
+
+    /// Who tells of unknown pods; once.
+    pub fn strangers(&mut self) -> Option<Strangers> {
+        self.capture.strangers()
+    }
+
+    /// Leaves namespaces alone that are no listed pod's. A listed pod is attached as ever, or has been refused: until it is
+    /// attached the kernel refuses it, and so it does whatever cannot be told.
+    pub fn classify(&mut self, strangers: &[Stranger], directory: &Directory) {
+        for (stranger, pod) in self.capture.pods_of(strangers) {
+            let Some(uid) = pod else {
+                debug!(cookie = stranger.cookie, thread = stranger.thread, "an unknown namespace, and no pod to it");
+                continue;
+            };
+            if directory.pods_on(&self.node).any(|pod| pod.uid == uid) {
+                continue;
+            }
+            match self.capture.leave_alone(stranger.cookie, &uid) {
+                Ok(()) => info!(pod = %uid, cookie = stranger.cookie, "not listed: its namespace is left alone"),
+                Err(error) => error!(pod = %uid, %error, "its connections to the mesh are refused"),
+            }
+        }
+    }
+
+    /// Forgets namespaces whose pods are gone. To be called now and then.
+    pub fn forget_gone(&mut self) {
+        match self.capture.forget_gone() {
+            Ok(0) => {}
+            Ok(count) => info!(count, "forgot namespaces of unlisted pods that are gone"),
+            Err(error) => warn!(%error, "cannot tell which unlisted pods are gone"),
+        }
     }
 
     /// When [`Self::apply`] is due without any change.

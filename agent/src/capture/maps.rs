@@ -57,6 +57,15 @@ impl Maps {
         lock(&self.netns).insert(cookie, value, 0).map_err(io_error)
     }
 
+    /// As [`Self::set_netns`], but a namespace that is known stays as it is.
+    pub(super) fn add_netns(&self, cookie: u64, value: &Netns) -> io::Result<()> {
+        const NO_EXIST: u64 = 1;
+        match lock(&self.netns).insert(cookie, value, NO_EXIST).map_err(io_error) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
     /// What the pins say of each namespace.
     pub(super) fn all_netns(&self) -> io::Result<Vec<(u64, Netns)>> {
         lock(&self.netns).iter().collect::<Result<_, _>>().map_err(io_error)
@@ -65,6 +74,11 @@ impl Maps {
     /// Forgets a namespace, and every connection that was on its way in it.
     pub(super) fn remove_netns(&self, cookie: u64) -> io::Result<()> {
         absent_is_fine(lock(&self.netns).remove(&cookie))?;
+        self.remove_connections(cookie)
+    }
+
+    /// Forgets every connection that was on its way in a namespace.
+    pub(super) fn remove_connections(&self, cookie: u64) -> io::Result<()> {
         remove_where(&mut *lock(&self.flows), |key| key.cookie == cookie)?;
         self.remove_dials(cookie)
     }
@@ -186,7 +200,8 @@ pub(super) fn uid_bytes(uid: &PodUid) -> [u8; UID_LEN] {
     bytes
 }
 
-fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, StartError>
+/// Takes a map out of a loaded object.
+pub(super) fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, StartError>
 where
     M: TryFrom<Map, Error = MapError>,
 {

@@ -24,4 +24,5 @@ mod reuse;
 mod silence;
 mod start;
 mod strict;
+mod unknown_pods;
 mod wire;

@@ -1,6 +1,6 @@
 //! Start-up refuses with a clear list.
 
-use agent_tests::{Mesh, Settings, mantle};
+use agent_tests::{AgentSettings, Mesh, Settings, mantle};
 
 fn said(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -43,4 +43,15 @@ fn what_the_machine_lacks_is_listed_whole() {
     {
         assert!(said.contains(line), "{said}");
     }
+}
+
+#[test]
+fn a_pods_cgroup_that_is_not_there_is_told() {
+    let mesh = Mesh::prepare(&Settings::default());
+    let settings = AgentSettings { more: "pods_cgroup: /none-such\n".into(), ..AgentSettings::default() };
+    mesh.agents[0].configure(&mesh.world, &settings);
+    let output = mesh.agents[0].run(&[]);
+    assert!(!output.status.success());
+    let said = said(&output);
+    assert!(said.contains("/none-such (from `pods_cgroup`)"), "{said}");
 }
