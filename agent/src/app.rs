@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::capture::{Capture, StartError, Strangers};
 use crate::config::Config;
-use crate::directory::{Source, SourceError, StatusFile};
+use crate::directory::{Report, Source, SourceError, StatusFile};
 use crate::drain::{self, Drained};
 use crate::enrolment::Enrolment;
 use crate::identity::{self, IdentityError};
@@ -25,8 +25,8 @@ use crate::plane::Plane;
 use crate::report::{RecordError, Writer};
 use crate::worker::Workers;
 
-/// How often what unlisted pods left in the kernel is swept away.
-const SWEEP: Duration = Duration::from_secs(10);
+/// How often what nobody tells of is looked at: what unlisted pods left in the kernel, and what the kernel counted.
+const NOW_AND_THEN: Duration = Duration::from_secs(10);
 
 /// How long the threads have to see that the drain is over.
 const LAST_TURN: Duration = Duration::from_secs(2);
@@ -181,13 +181,14 @@ async fn run(enrolment: &mut Enrolment, plane: &Plane, source: &Source, mut stat
     let (mut directory, mut certificates) = (plane.directory.clone(), plane.certificates.clone());
     let mut problem = source.problem();
     let mut strangers = enrolment.strangers();
-    let mut sweep = tokio::time::interval(SWEEP);
+    let mut now_and_then = tokio::time::interval(NOW_AND_THEN);
     loop {
         let (snapshot, held) =
             (Arc::clone(&directory.borrow_and_update()), Arc::clone(&certificates.borrow_and_update()));
         let applied = enrolment.apply(&snapshot, &held).await;
-        let told = problem.borrow_and_update().clone().or(applied.problem);
-        status.write(applied.revision, told, applied.pods);
+        let told = problem.borrow_and_update().clone();
+        let report = Report { problem: told.or(applied.problem), ..applied };
+        status.write(&report, &enrolment.counted());
         let due = enrolment.next_deadline().map(tokio::time::Instant::from_std);
         loop {
             tokio::select! {
@@ -197,7 +198,10 @@ async fn run(enrolment: &mut Enrolment, plane: &Plane, source: &Source, mut stat
                 Ok(()) = problem.changed() => break,
                 () = until(due) => break,
                 found = unknown(&mut strangers) => enrolment.classify(&found, &snapshot),
-                _ = sweep.tick() => enrolment.forget_gone(),
+                _ = now_and_then.tick() => {
+                    enrolment.forget_gone();
+                    status.write(&report, &enrolment.counted());
+                }
             }
         }
     }

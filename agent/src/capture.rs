@@ -9,13 +9,14 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_common::{Counter, Endpoint, MAX_PODS, NO_POD, Netns};
+use agent_common::{Endpoint, MAX_PODS, NO_POD, Netns};
 use agent_core::directory::{Directory, Pod};
 use agent_core::identity::PodUid;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 use thiserror::Error;
 
+mod counters;
 mod dial;
 mod heartbeat;
 mod listener;
@@ -29,6 +30,7 @@ mod requirements;
 mod strangers;
 mod syscall;
 
+pub use counters::Counts;
 pub use dial::{ApplicationDial, DialError};
 pub use heartbeat::Heart;
 pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener};
@@ -282,14 +284,6 @@ impl Capture {
     /// What as many data plane threads beat with; no more than the kernel programs know threads.
     pub fn hearts(&self, threads: usize) -> Vec<Heart> {
         (0..agent_common::MAX_THREADS).take(threads).map(|thread| Heart::new(&self.maps, thread)).collect()
-    }
-
-    /// How often the kernel programs counted each thing since the pins were made.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn count(&self, counter: Counter) -> io::Result<u64> {
-        self.maps.count(counter)
     }
 
     /// The pod's index, and whether an agent before this one captured its connections.

@@ -19,8 +19,8 @@ use agent_core::identity::{PodUid, SpiffeId};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use crate::capture::{Attached, Capture, Strangers};
-use crate::directory::{PodState, PodStatus};
+use crate::capture::{Attached, Capture, Counts, Strangers};
+use crate::directory::{Counted, PodState, PodStatus, Report};
 use crate::identity::Certificates;
 use crate::worker::Workers;
 
@@ -75,17 +75,6 @@ struct Retry {
     after: Duration,
 }
 
-/// What came of a revision on this node.
-#[derive(Debug, Default)]
-pub struct Result {
-    /// The last revision that is in force, the kernel's part included.
-    pub revision: u64,
-    /// What keeps a newer one from being in force, if something does.
-    pub problem: Option<String>,
-    /// Each of the node's pods.
-    pub pods: Vec<PodStatus>,
-}
-
 impl Enrolment {
     /// Takes over the kernel state. `wanted` tells the identity part which pods need certificates.
     pub fn new(
@@ -108,7 +97,7 @@ impl Enrolment {
 
     /// Brings the node to what directory and certificates say. Idempotent: to be called on every change of either, and
     /// when [`Self::next_deadline`] comes.
-    pub async fn apply(&mut self, directory: &Directory, certificates: &Certificates) -> Result {
+    pub async fn apply(&mut self, directory: &Directory, certificates: &Certificates) -> Report {
         let own: Vec<Arc<Pod>> = directory.pods_on(&self.node).map(|pod| owned(directory, pod)).collect();
         let mut problems = self.detach_gone(&own).await;
         self.attach_listed(&own).await;
@@ -133,7 +122,7 @@ impl Enrolment {
         let deaf = self.pods.values().any(|pod| pod.deaf.is_some());
         self.retry_if(!problems.is_empty() || deaf || !self.refused.is_empty());
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
-        Result { revision: self.in_force, problem, pods: self.status(&own, certificates) }
+        Report { revision: self.in_force, problem, pods: self.status(&own, certificates) }
     }
 
     /// Who tells of unknown pods; once.
@@ -165,6 +154,17 @@ impl Enrolment {
             Ok(0) => {}
             Ok(count) => info!(count, "forgot namespaces of unlisted pods that are gone"),
             Err(error) => warn!(%error, "cannot tell which unlisted pods are gone"),
+        }
+    }
+
+    /// What the kernel programs have counted.
+    pub fn counted(&self) -> Counted {
+        let read = |counts: std::io::Result<Counts>| {
+            counts.inspect_err(|error| warn!(%error, "cannot read what the kernel counts")).unwrap_or_default()
+        };
+        Counted {
+            refusals: read(self.capture.refusals()).into_iter().collect(),
+            waivers: read(self.capture.waivers()).into_iter().collect(),
         }
     }
 

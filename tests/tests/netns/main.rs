@@ -6,6 +6,7 @@
 mod bound_open;
 mod capture;
 mod clean_up;
+mod counted;
 mod drain;
 mod enrolment;
 mod fails_closed;
