@@ -2,6 +2,8 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use agent_tests::traffic::{self, Server};
@@ -81,4 +83,36 @@ fn a_pod_that_may_fail_open_does_while_its_agent_hangs() {
         traffic::read(&mut stream, &mut [0; 64]).ok()
     });
     assert!(wire.shows(SECRET));
+}
+
+#[test]
+fn an_agent_that_is_busy_does_not_look_hung() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    let _sink = Server::start(&web, "0.0.0.0:81".parse().unwrap(), |mut stream, _| {
+        let mut block = vec![0; 256 << 10];
+        while let Ok(1..) = traffic::read(&mut stream, &mut block) {}
+    });
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            let mut stream = traffic::connect(&client, web.at(81)).unwrap();
+            let stop = &stop;
+            scope.spawn(move || {
+                let block = vec![7; 256 << 10];
+                while !stop.load(Ordering::Relaxed) && stream.write_all(&block).is_ok() {}
+            });
+        }
+        let answers: Vec<_> = (0..30).map(|_| traffic::ask(&client, web.at(80), b"more")).collect();
+        // Before anything can fail: the scope waits for its threads.
+        stop.store(true, Ordering::Relaxed);
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    });
+    // A new revision brings a fresh count.
+    mesh.change(|_| {});
+    for agent in &mut mesh.agents {
+        let status = agent.status().unwrap();
+        assert_eq!((status.refusals("no_agent"), status.refusals("no_listener")), (0, 0));
+    }
 }
