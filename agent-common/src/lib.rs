@@ -6,12 +6,12 @@
 #![no_std]
 
 /// The version of every layout in this crate; a part of the pin path, so that no agent reads another layout's maps.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// The port on which every pod's agent accepts tunnels.
 pub const TUNNEL_PORT: u16 = 15008;
 
-/// The one port to which captured connections are rewritten, in 127.128.0.0/9.
+/// The one port to which captured connections are rewritten, in 127.128.0.0/9 and in [`CAPTURE_NET6`].
 pub const CAPTURE_PORT: u16 = 15001;
 
 /// An address: 16 bytes in network order, IPv4 in its IPv4-mapped form. Words, because the kernel's programs would
@@ -37,6 +37,25 @@ pub const fn is_v4(addr: &Addr) -> bool {
 pub const CAPTURE_NET: u32 = 0x7f80_0000_u32.to_be();
 /// The network mask of [`CAPTURE_NET`].
 pub const CAPTURE_MASK: u32 = 0xff80_0000_u32.to_be();
+
+/// The first two words of the IPv6 counterpart of 127.128.0.0/9: `fd6d:616e:746c:6500::/64`, a unique local prefix
+/// (RFC 4193) that the agent makes local to each pod's namespace ([`FLAG_V6_RANGE`]). IPv6's own loopback has one address.
+pub const CAPTURE_NET6: [u32; 2] = [0xfd6d_616e_u32.to_be(), 0x746c_6500_u32.to_be()];
+
+/// Whether this is an address that captured connections go to, or that the agent's dials to applications come from.
+#[inline(always)]
+pub const fn in_capture_range(addr: &Addr) -> bool {
+    if is_v4(addr) {
+        return addr[3] & CAPTURE_MASK == CAPTURE_NET;
+    }
+    in_capture_range6(addr)
+}
+
+/// The IPv6 half of [`in_capture_range`].
+#[inline(always)]
+pub const fn in_capture_range6(addr: &Addr) -> bool {
+    addr[0] == CAPTURE_NET6[0] && addr[1] == CAPTURE_NET6[1]
+}
 
 /// How many of a pod's own addresses the kernel knows.
 pub const POD_ADDRESSES: usize = 4;
@@ -72,6 +91,9 @@ pub const MODE_STRICT: u8 = 2;
 /// [`Netns::flags`]: connections to mesh peers go out in plaintext while no agent serves the pod.
 pub const FLAG_FAIL_OPEN: u16 = 1;
 
+/// [`Netns::flags`]: [`CAPTURE_NET6`] is local in the pod's namespace. Without it IPv6 goes to and from the pod's own address.
+pub const FLAG_V6_RANGE: u16 = 2;
+
 /// Value of `NETNS`, whose key is the network namespace's cookie (`u64`).
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -86,8 +108,12 @@ pub struct Netns {
     pub pod_index: u32,
     /// The data plane thread that serves the pod: its entry in `HEARTBEAT` says whether it lives.
     pub thread: u32,
-    /// The pod's own addresses, the primary one first; unused ones are zero.
+    /// The pod's own addresses; unused ones are zero.
     pub addresses: [Addr; POD_ADDRESSES],
+    /// The address that an unbound IPv4 socket gets; zero if the pod has none.
+    pub primary4: Addr,
+    /// The address that an unbound IPv6 socket gets; zero if the pod has none.
+    pub primary6: Addr,
     /// The pod's UID, NUL-padded.
     pub uid: [u8; UID_LEN],
 }
@@ -165,12 +191,14 @@ pub struct Flow {
     pub original: Endpoint,
 }
 
-/// How many listener slots a pod has.
-pub const SLOTS_PER_POD: u32 = 2;
-/// The slot for connections that leave the pod.
+/// How many listener slots a pod has: two for each family, since a listener serves one.
+pub const SLOTS_PER_POD: u32 = 4;
+/// The slot for IPv4 connections that leave the pod; the one for IPv6 is [`SLOT_V6`] behind it.
 pub const SLOT_OUTBOUND: u32 = 0;
-/// The slot for tunnels that arrive at [`TUNNEL_PORT`].
+/// The slot for IPv4 tunnels that arrive at [`TUNNEL_PORT`]; the one for IPv6 is [`SLOT_V6`] behind it.
 pub const SLOT_INBOUND: u32 = 1;
+/// How far a slot's IPv6 counterpart is behind it.
+pub const SLOT_V6: u32 = 2;
 
 /// The index in `LISTENERS` of a pod's listener.
 pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
@@ -222,8 +250,8 @@ pub enum Counter {
     RefusedBefore = 3,
     /// Connect refused: the destination is one of Mantle's own ports.
     OwnPort = 4,
-    /// Connect refused: a native IPv6 destination in the mesh, which this version cannot carry.
-    Ipv6 = 5,
+    /// Connect refused: the pod has no address of the destination's family.
+    NoAddress = 5,
     /// Connect refused: the kernel had no memory for the original destination, or no address to bind to.
     NoMemory = 6,
     /// Plaintext from outside refused: the pod is strict.
@@ -267,9 +295,10 @@ mod tests {
 
     #[test]
     fn layouts_are_what_the_pinned_maps_hold() {
-        assert_eq!((size_of::<Netns>(), align_of::<Netns>()), (140, 4));
+        assert_eq!((size_of::<Netns>(), align_of::<Netns>()), (172, 4));
         assert_eq!(offset_of!(Netns, addresses), 12);
-        assert_eq!(offset_of!(Netns, uid), 76);
+        assert_eq!(offset_of!(Netns, primary4), 76);
+        assert_eq!(offset_of!(Netns, uid), 108);
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (24, 4));
         assert_eq!((size_of::<Mesh>(), align_of::<Mesh>()), (8, 8));
         assert_eq!((size_of::<Refused>(), align_of::<Refused>()), (32, 8));
@@ -281,7 +310,7 @@ mod tests {
 
     #[test]
     fn no_type_has_padding() {
-        assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 4 + 16 * POD_ADDRESSES + UID_LEN);
+        assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 4 + 16 * POD_ADDRESSES + 2 * 16 + UID_LEN);
         assert_eq!(size_of::<Endpoint>(), 16 + 2 + 6);
         assert_eq!(size_of::<Mesh>(), 8);
         assert_eq!(size_of::<Refused>(), 8 + size_of::<Endpoint>());
@@ -297,5 +326,9 @@ mod tests {
         assert!(is_v4(&addr));
         assert_eq!(addr[3] & CAPTURE_MASK, CAPTURE_NET);
         assert_eq!(addr[3].to_ne_bytes(), bytes);
+        assert!(in_capture_range(&addr) && !in_capture_range6(&addr));
+        let v6 = [CAPTURE_NET6[0], CAPTURE_NET6[1], 0, 1];
+        assert!(in_capture_range(&v6) && !is_v4(&v6));
+        assert_eq!(CAPTURE_NET6[0].to_ne_bytes(), [0xfd, 0x6d, 0x61, 0x6e]);
     }
 }

@@ -3,8 +3,8 @@
 use core::mem::size_of;
 
 use agent_common::{
-    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, Netns, POD_ADDRESSES,
-    SLOT_OUTBOUND, STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot,
+    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, FLAG_V6_RANGE,
+    Netns, POD_ADDRESSES, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, sockaddr};
@@ -15,7 +15,7 @@ use aya_log_ebpf::debug;
 use crate::heartbeat::beats;
 use crate::maps::{MESH, NETNS, ORIGIN, OWN, count, forget, has_listener, store, stored};
 use crate::refused::refused_before;
-use crate::sock_addr::{self, Family};
+use crate::sock_addr::{self, Family, local4, local6};
 use crate::unknown;
 
 const SOCK_STREAM: u32 = 1;
@@ -43,7 +43,8 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
         return Ok(());
     }
     check_destination(&destination)?;
-    if !has_listener(listener_slot(pod.pod_index, SLOT_OUTBOUND)) || !beats(pod) {
+    let slot = if is_v4(&destination.addr) { SLOT_OUTBOUND } else { SLOT_OUTBOUND + SLOT_V6 };
+    if !has_listener(listener_slot(pod.pod_index, slot)) || !beats(pod) {
         if pod.flags & FLAG_FAIL_OPEN == 0 {
             return Err(Counter::NoAgent);
         }
@@ -113,9 +114,6 @@ pub fn in_mesh(destination: &Endpoint) -> bool {
 /// Where no pod's connection may go.
 #[inline(always)]
 fn check_destination(destination: &Endpoint) -> Result<(), Counter> {
-    if !is_v4(&destination.addr) {
-        return Err(Counter::Ipv6);
-    }
     if destination.port == TUNNEL_PORT {
         return Err(Counter::OwnPort);
     }
@@ -124,9 +122,10 @@ fn check_destination(destination: &Endpoint) -> Result<(), Counter> {
 
 /// Gives the socket the pod's address, so that `getsockname` tells it, and chooses where it goes.
 ///
-/// The usual target is spread over 127.128.0.0/9, so that source ports run out for each destination, not for the pod.
-/// Two kinds of socket cannot go there and go to the pod's own address: one bound to a device (127/8 would leave by
-/// it), and one bound to a port without an address (it can't be bound a second time, and would show 127.0.0.1).
+/// The usual target is spread over 127.128.0.0/9 or its IPv6 counterpart, so that source ports run out for each
+/// destination, not for the pod. Some sockets cannot go there and go to the pod's own address: one bound to a device (the
+/// range would leave by it), one bound to an IPv4 port without an address (it can't be bound a second time, and would show
+/// 127.0.0.1), and IPv6 where the range could not be made local.
 #[inline(always)]
 fn bind_and_choose<F: Family>(
     ctx: &SockAddrContext,
@@ -134,42 +133,47 @@ fn bind_and_choose<F: Family>(
     pod: &Netns,
     destination: &Endpoint,
 ) -> Result<Endpoint, Counter> {
-    let own = Endpoint { addr: pod.addresses[0], port: CAPTURE_PORT, pad: [0; 6] };
-    if !is_v4(&own.addr) {
-        return Err(Counter::NoMemory);
+    let v4 = is_v4(&destination.addr);
+    let own = if v4 { pod.primary4 } else { pod.primary6 };
+    if own[0] | own[1] | own[2] | own[3] == 0 {
+        return Err(Counter::NoAddress);
     }
-    let spread = Endpoint { addr: spread(destination), port: CAPTURE_PORT, pad: [0; 6] };
     // SAFETY: the verifier holds `ctx->sk` valid and allows these loads of its documented fields.
-    let (device, ip, port) = unsafe {
-        (
-            (&raw const (*sk).bound_dev_if).read_volatile(),
-            (&raw const (*sk).src_ip4).read_volatile(),
-            (&raw const (*sk).src_port).read_volatile(),
-        )
-    };
-    if ip != 0 {
-        return Ok(if device == 0 { spread } else { own });
+    let (device, port) =
+        unsafe { ((&raw const (*sk).bound_dev_if).read_volatile(), (&raw const (*sk).src_port).read_volatile()) };
+    // One that is bound to `::` has no IPv4 address of its own.
+    let bound = if v4 { local4(sk)[3] != 0 } else { local6(sk).iter().any(|word| *word != 0) };
+    let in_range = device == 0 && (v4 || pod.flags & FLAG_V6_RANGE != 0);
+    let target = if in_range { spread(destination) } else { own };
+    let target = Endpoint { addr: target, port: CAPTURE_PORT, pad: [0; 6] };
+    if bound {
+        return Ok(target);
     }
     if port != 0 {
-        return Ok(own);
+        return Ok(Endpoint { addr: own, ..target });
     }
-    let mut local = F::sockaddr(&own.addr);
+    let mut local = F::sockaddr(&own);
     let (at, len) = ((&raw mut local).cast::<sockaddr>(), size_of::<F::SockAddr>() as i32);
     // SAFETY: the address is a whole, initialised sockaddr of the socket's family, with port 0 as the helper demands.
     if unsafe { bpf_bind(ctx.sock_addr, at, len) } != 0 {
         return Err(Counter::NoMemory);
     }
-    Ok(if device == 0 { spread } else { own })
+    Ok(target)
 }
 
-/// An address in 127.128.0.0/9 that depends on the destination alone.
+/// An address of the capture range that depends on the destination alone.
 #[inline(always)]
 fn spread(destination: &Endpoint) -> Addr {
-    let mut hash = u32::from_be(destination.addr[3]) ^ (u32::from(destination.port) << 16);
+    let words = &destination.addr;
+    let mut hash = words[0] ^ words[1].rotate_left(11) ^ words[2].rotate_left(21) ^ u32::from_be(words[3]);
+    hash ^= u32::from(destination.port) << 16;
     hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
     hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    if !is_v4(&destination.addr) {
+        return [CAPTURE_NET6[0], CAPTURE_NET6[1], 1, hash];
+    }
     let host = hash & !u32::from_be(CAPTURE_MASK);
     // The last address of 127/8 is its broadcast address.
     let host = if host == !u32::from_be(CAPTURE_MASK) { 1 } else { host };
-    agent_common::v4_mapped((u32::from_be(CAPTURE_NET) | host).to_be())
+    v4_mapped((u32::from_be(CAPTURE_NET) | host).to_be())
 }

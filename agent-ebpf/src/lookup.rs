@@ -1,8 +1,8 @@
 //! Which socket a SYN that enters the pod's namespace meets: the agent's listener, the application, or none.
 
 use agent_common::{
-    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_PORT, Counter, FlowKey, MODE_STRICT, Netns, SLOT_INBOUND, SLOT_OUTBOUND,
-    STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
+    Addr, CAPTURE_PORT, Counter, FlowKey, MODE_STRICT, Netns, SLOT_INBOUND, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED,
+    TUNNEL_PORT, in_capture_range, in_capture_range6, is_v4, listener_slot, v4_mapped,
 };
 use aya_ebpf::Global;
 use aya_ebpf::programs::SkLookupContext;
@@ -45,13 +45,17 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
     if syn.local_port == CAPTURE_PORT {
         // SAFETY: only its presence matters here.
         if unsafe { FLOWS.get(&syn.key()) }.is_some() {
-            return assign(ctx, pod, SLOT_OUTBOUND);
+            return assign(ctx, pod, &syn, SLOT_OUTBOUND);
         }
-        if in_range(&syn.local) {
+        if in_capture_range(&syn.local) {
             return Err(Counter::UnknownFlow);
         }
     }
-    if in_range(&syn.remote) && is_own(pod, &syn.local) {
+    // The pod's services may be anywhere in 127/8, but this prefix is ours alone.
+    if in_capture_range6(&syn.local) {
+        return Err(Counter::UnknownFlow);
+    }
+    if in_capture_range(&syn.remote) && is_own(pod, &syn.local) {
         // SAFETY: only its presence matters here.
         return match unsafe { DIALS.get(&syn.key()) } {
             Some(_) => Ok(()),
@@ -61,8 +65,8 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
     if stays_in_pod(pod, &syn) {
         return Ok(());
     }
-    if syn.local_port == TUNNEL_PORT && is_v4(&syn.local) {
-        return assign(ctx, pod, SLOT_INBOUND);
+    if syn.local_port == TUNNEL_PORT && is_own(pod, &syn.local) {
+        return assign(ctx, pod, &syn, SLOT_INBOUND);
     }
     if pod.mode == MODE_STRICT {
         debug!(ctx, "refused plaintext to port {}", syn.local_port);
@@ -72,16 +76,12 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
 }
 
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, pod: &Netns, slot: u32) -> Result<(), Counter> {
+fn assign(ctx: &SkLookupContext, pod: &Netns, syn: &Syn, slot: u32) -> Result<(), Counter> {
     if !beats(pod) {
         return Err(Counter::NoListener);
     }
+    let slot = if is_v4(&syn.local) { slot } else { slot + SLOT_V6 };
     LISTENERS.redirect_sk_lookup(ctx, listener_slot(POD_INDEX.load(), slot), 0).map_err(|_| Counter::NoListener)
-}
-
-#[inline(always)]
-fn in_range(addr: &Addr) -> bool {
-    is_v4(addr) && addr[3] & CAPTURE_MASK == CAPTURE_NET
 }
 
 /// In-pod traffic is told by its remote address: the kernel drops packets from outside that claim a local one. The

@@ -14,6 +14,9 @@ pub trait Family {
     /// Replaces the address and port that the system call named.
     fn set_user_endpoint(ctx: *mut bpf_sock_addr, endpoint: &Endpoint);
 
+    /// Nobody's address and port.
+    fn nobody() -> Endpoint;
+
     /// An address with port 0.
     fn sockaddr(addr: &Addr) -> Self::SockAddr;
 }
@@ -75,6 +78,27 @@ pub fn socket(ctx: *mut bpf_sock_addr) -> *mut bpf_sock {
     read!(ctx, __bindgen_anon_1.sk)
 }
 
+/// The socket's own IPv4 address in its IPv4-mapped form; zero if it has none.
+#[inline(always)]
+pub fn local4(sk: *mut bpf_sock) -> Addr {
+    // SAFETY: the verifier holds the socket valid and allows this load of a documented field.
+    v4_mapped(unsafe { (&raw const (*sk).src_ip4).read_volatile() })
+}
+
+/// The socket's own IPv6 address, or its IPv4 address in IPv4-mapped form; zero if it has none.
+#[inline(always)]
+pub fn local6(sk: *mut bpf_sock) -> Addr {
+    // SAFETY: the verifier holds the socket valid and allows these loads of a documented field.
+    unsafe {
+        [
+            (&raw const (*sk).src_ip6[0]).read_volatile(),
+            (&raw const (*sk).src_ip6[1]).read_volatile(),
+            (&raw const (*sk).src_ip6[2]).read_volatile(),
+            (&raw const (*sk).src_ip6[3]).read_volatile(),
+        ]
+    }
+}
+
 #[inline(always)]
 fn user_port(ctx: *mut bpf_sock_addr) -> u16 {
     u16::from_be(read!(ctx, user_port) as u16)
@@ -92,6 +116,11 @@ impl Family for V4 {
     fn set_user_endpoint(ctx: *mut bpf_sock_addr, endpoint: &Endpoint) {
         write!(ctx, endpoint.addr[3], user_ip4);
         write!(ctx, u32::from(endpoint.port.to_be()), user_port);
+    }
+
+    #[inline(always)]
+    fn nobody() -> Endpoint {
+        Endpoint { addr: v4_mapped(0), port: 0, pad: [0; 6] }
     }
 
     #[inline(always)]
@@ -116,6 +145,11 @@ impl Family for V6 {
         write!(ctx, endpoint.addr[2], user_ip6[2]);
         write!(ctx, endpoint.addr[3], user_ip6[3]);
         write!(ctx, u32::from(endpoint.port.to_be()), user_port);
+    }
+
+    #[inline(always)]
+    fn nobody() -> Endpoint {
+        Endpoint { addr: [0; 4], port: 0, pad: [0; 6] }
     }
 
     #[inline(always)]

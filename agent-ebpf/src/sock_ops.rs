@@ -1,7 +1,7 @@
 //! What TCP does with a captured socket: the original destination travels with the connection to the agent, and the
 //! real client with the agent's dial to the application.
 
-use agent_common::{Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_PORT, Counter, Endpoint, Flow, FlowKey, is_v4, v4_mapped};
+use agent_common::{Addr, CAPTURE_PORT, Counter, Endpoint, Flow, FlowKey, in_capture_range, v4_mapped};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
@@ -75,7 +75,8 @@ fn withdraw(ctx: &SockOpsContext) {
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
     let ends = Ends::of(ctx);
-    if !in_range(&ends.remote) && ends.local_port != CAPTURE_PORT {
+    // The agent dials from the range, or, where that does not reach the application, from the pod's own address.
+    if !in_capture_range(&ends.remote) && ends.local_port != CAPTURE_PORT && !ends.are_one_address() {
         return;
     }
     let Some(sk) = socket(ctx) else { return };
@@ -96,11 +97,6 @@ fn accepted(ctx: &SockOpsContext) {
         count(Counter::MoveFailed);
     }
     let _ = DIALS.remove(&key);
-}
-
-#[inline(always)]
-fn in_range(addr: &Addr) -> bool {
-    is_v4(addr) && addr[3] & CAPTURE_MASK == CAPTURE_NET
 }
 
 #[inline(always)]
@@ -143,6 +139,12 @@ impl Ends {
         // `remote_port` is in network order in its upper half (little-endian), `local_port` in host order.
         let remote_port = u32::from_be(read!(ctx, remote_port)) as u16;
         Self { local, remote, local_port: read!(ctx, local_port) as u16, remote_port }
+    }
+
+    #[inline(always)]
+    fn are_one_address(&self) -> bool {
+        let (a, b) = (&self.local, &self.remote);
+        a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
     }
 
     #[inline(always)]

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::future::pending;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_common::Stranger;
 use agent_core::document::Problems;
@@ -20,10 +21,14 @@ use crate::config::Config;
 use crate::directory::{Report, Source, SourceError, StatusFile};
 use crate::drain::{self, Drained};
 use crate::enrolment::Enrolment;
-use crate::identity::{self, IdentityError};
+use crate::handover::{self, Door, HandOverError, Inheritance, Predecessor, Successor, Taken};
+use crate::identity::{self, Identity, IdentityError};
 use crate::plane::Plane;
 use crate::report::{RecordError, Writer};
-use crate::worker::Workers;
+use crate::worker::{Leave, Workers};
+
+/// How long the first pods have to serve before the agent that hands over is told to go.
+const TAKE_OVER: Duration = Duration::from_secs(10);
 
 /// How often what nobody tells of is looked at: what unlisted pods left in the kernel, and what the kernel counted.
 const NOW_AND_THEN: Duration = Duration::from_secs(10);
@@ -62,6 +67,9 @@ pub enum AppError {
     /// Records can't be written.
     #[error(transparent)]
     Records(#[from] RecordError),
+    /// There is nothing to take over, or it failed.
+    #[error(transparent)]
+    HandOver(#[from] HandOverError),
     /// The CA failed.
     #[error(transparent)]
     Ca(#[from] ca::CaError),
@@ -80,18 +88,20 @@ pub fn say(line: &dyn fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// `mantle agent`: runs until SIGTERM or SIGINT, then drains.
+/// `mantle agent`: runs until SIGTERM or SIGINT, or until another agent takes over, then drains. With `take_over` it takes
+/// over from the one that runs.
 ///
 /// # Errors
 /// [`AppError`].
-pub fn run_agent(path: &Path) -> Result<(), AppError> {
+pub fn run_agent(path: &Path, take_over: bool) -> Result<(), AppError> {
     let config = agent_config(path)?;
     start_log();
     harden().map_err(system("cannot make the process non-dumpable"))?;
     raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(system("cannot start the runtime"))?;
-    runtime.block_on(agent(config))
+    let taken = take_over.then(|| handover::take(&socket(&config))).transpose()?;
+    runtime.block_on(agent(config, taken))
 }
 
 /// `mantle agent cleanup`: removes every pin, link and map of the instance.
@@ -100,12 +110,19 @@ pub fn run_agent(path: &Path) -> Result<(), AppError> {
 /// [`AppError`].
 pub fn clean_up(path: &Path) -> Result<(), AppError> {
     let config = agent_config(path)?;
-    let removed = Capture::clean_up(&config.capture)?;
+    let removed = Capture::clean_up(&config.capture, &own_namespaces(&config))?;
     say(&format!(
         "removed {removed} pins of instance {}; its pods are left alone from now on",
         config.capture.instance
     ));
     Ok(())
+}
+
+/// The namespaces of this node's pods, as far as the directory tells.
+fn own_namespaces(config: &Config) -> Vec<PathBuf> {
+    let text = std::fs::read_to_string(&config.directory).unwrap_or_default();
+    let Ok(directory) = agent_core::directory::parse(&text) else { return Vec::new() };
+    directory.pods_on(&config.node).filter_map(|pod| pod.netns.clone()).collect()
 }
 
 /// `mantle ca`: runs until SIGTERM or SIGINT.
@@ -131,19 +148,27 @@ pub fn run_ca(path: &Path) -> Result<(), AppError> {
 /// [`AppError`].
 pub fn make_token(path: &Path, node: &str, ttl: Duration) -> Result<(), AppError> {
     let config = ca_config(path)?;
+    // The issuing key is read for it.
+    harden().map_err(system("cannot make the process non-dumpable"))?;
     let token = ca::create_token(&config, node, ttl)?;
     writeln!(std::io::stdout(), "{token}").map_err(system("cannot print the token"))
 }
 
-async fn agent(config: Config) -> Result<(), AppError> {
-    let mut stop = Stop::new()?;
+async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
+    let stop = Stop::new()?;
+    let (heir, lock, predecessor) = match taken {
+        Some(Taken { inheritance, lock, predecessor }) => (Some(inheritance), Some(lock), Some(predecessor)),
+        None => (None, None, None),
+    };
     // The kernel first: it refuses to start over a state that it must not touch. An unreadable directory as well.
-    let source = Source::start(&config.directory, &config.trust_domain)?;
-    let capture = Capture::start(&config.capture)?;
+    let inherited = heir.as_ref().map(|heir| heir.directory.as_str());
+    let source = Source::start(&config.directory, &config.trust_domain, inherited)?;
+    let capture = Capture::start(&config.capture, lock)?;
     let (records, writer) = Writer::start(&config.node, &config.records)?;
     let (trigger, drain) = drain::channel();
     let (wanted, wanted_pods) = watch::channel(Vec::new());
-    let identity = identity::start(&config.identity, wanted_pods)?;
+    let estate = heir.map(|heir| heir.estate).unwrap_or_default();
+    let identity = identity::start(&config.identity, wanted_pods, estate)?;
     let plane = Plane {
         directory: source.directory(),
         certificates: identity.certificates(),
@@ -155,14 +180,17 @@ async fn agent(config: Config) -> Result<(), AppError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = Workers::start(capture.hearts(threads), &plane).map_err(system("cannot start the data plane"))?;
     let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted);
-    enrolment.adopt(&plane.directory()).map_err(system("cannot sort out the pinned state"))?;
+    let adopted = enrolment.adopt(&plane.directory(), predecessor.is_some());
+    adopted.map_err(system("cannot sort out the pinned state"))?;
     info!(instance = %config.capture.instance, node = %config.node, "started");
 
     let status = StatusFile::new(&config.status, &config.capture.instance, &config.node);
-    run(&mut enrolment, &plane, &source, status, &mut stop).await;
+    let mut duty = Duty { enrolment, plane, source, identity, status, stop };
+    let leave = duty.run(&socket(&config), predecessor).await?;
 
-    info!("stopping: listeners close, connections have {:?} to end; kernel state stays and refuses", config.drain);
-    let closed = enrolment.close().await;
+    let Duty { enrolment, plane, source, identity, .. } = duty;
+    info!("stopping: connections have {:?} to end; kernel state stays", config.drain);
+    let closed = enrolment.close(leave).await;
     drop(plane);
     if trigger.drain(config.drain).await == Drained::Deadline {
         warn!("connections were still open at the drain's deadline: they were reset");
@@ -176,40 +204,93 @@ async fn agent(config: Config) -> Result<(), AppError> {
     Ok(())
 }
 
-/// Follows the directory and the certificates until asked to stop.
-async fn run(enrolment: &mut Enrolment, plane: &Plane, source: &Source, mut status: StatusFile, stop: &mut Stop) {
-    let (mut directory, mut certificates) = (plane.directory.clone(), plane.certificates.clone());
-    let mut problem = source.problem();
-    let mut strangers = enrolment.strangers();
-    let mut now_and_then = tokio::time::interval(NOW_AND_THEN);
-    loop {
-        let (snapshot, held) =
-            (Arc::clone(&directory.borrow_and_update()), Arc::clone(&certificates.borrow_and_update()));
-        let applied = enrolment.apply(&snapshot, &held).await;
-        let told = problem.borrow_and_update().clone();
-        let report = Report { problem: told.or(applied.problem), ..applied };
-        status.write(&report, &enrolment.counted());
-        let due = enrolment.next_deadline().map(tokio::time::Instant::from_std);
+/// Where a successor asks.
+fn socket(config: &Config) -> PathBuf {
+    config.capture.run_dir.join(format!("{}.sock", config.capture.instance))
+}
+
+/// What an agent does while it serves.
+struct Duty {
+    enrolment: Enrolment,
+    plane: Plane,
+    source: Source,
+    identity: Identity,
+    status: StatusFile,
+    stop: Stop,
+}
+
+impl Duty {
+    /// Follows the directory and the certificates until asked to stop, or until a successor serves.
+    async fn run(&mut self, socket: &Path, predecessor: Option<Predecessor>) -> Result<Leave, AppError> {
+        let (mut directory, mut certificates) = (self.plane.directory.clone(), self.plane.certificates.clone());
+        let mut problem = self.source.problem();
+        let mut takeover = predecessor.map(|predecessor| (predecessor, Instant::now() + TAKE_OVER));
+        let mut door = if takeover.is_none() { Some(open_door(socket)?) } else { None };
+        let mut strangers = self.enrolment.strangers();
+        let mut now_and_then = tokio::time::interval(NOW_AND_THEN);
         loop {
-            tokio::select! {
-                () = stop.asked() => return,
-                Ok(()) = directory.changed() => break,
-                Ok(()) = certificates.changed() => break,
-                Ok(()) = problem.changed() => break,
-                () = until(due) => break,
-                found = unknown(&mut strangers) => enrolment.classify(&found, &snapshot),
-                _ = now_and_then.tick() => {
-                    enrolment.forget_gone();
-                    status.write(&report, &enrolment.counted());
+            let (snapshot, held) =
+                (Arc::clone(&directory.borrow_and_update()), Arc::clone(&certificates.borrow_and_update()));
+            let applied = self.enrolment.apply(&snapshot, &held).await;
+            let told = problem.borrow_and_update().clone();
+            let report = Report { problem: told.or(applied.problem), ..applied };
+            self.status.write(&report, &self.enrolment.counted());
+            let ready = |&mut (_, until): &mut (Predecessor, Instant)| {
+                until <= Instant::now() || self.enrolment.is_serving(&held)
+            };
+            if let Some((predecessor, _)) = takeover.take_if(ready) {
+                predecessor.serving().map_err(HandOverError::Exchange)?;
+                info!("took over: the agent before this one drains");
+                door = Some(open_door(socket)?);
+            }
+            let due =
+                self.enrolment.next_deadline().into_iter().chain(takeover.as_ref().map(|(_, until)| *until)).min();
+            loop {
+                let knock = async { door.as_ref()?.knock().await.into() };
+                tokio::select! {
+                    () = self.stop.asked() => return Ok(Leave::Alone),
+                    Some(successor) = knock => match self.hand_over(successor).await? {
+                        true => return Ok(Leave::ToSuccessor),
+                        false => break,
+                    },
+                    Ok(()) = directory.changed() => break,
+                    Ok(()) = certificates.changed() => break,
+                    Ok(()) = problem.changed() => break,
+                    () = until(due) => break,
+                    found = unknown(&mut strangers) => self.enrolment.classify(&found, &snapshot),
+                    _ = now_and_then.tick() => {
+                        self.enrolment.forget_gone();
+                        self.status.write(&report, &self.enrolment.counted());
+                    }
                 }
             }
         }
     }
+
+    /// Gives a successor everything, and waits until it serves. False if it does not: all goes on as before.
+    async fn hand_over(&mut self, successor: Successor) -> Result<bool, AppError> {
+        let lock = self.enrolment.lock().try_clone_to_owned().map_err(system("cannot share the instance's lock"))?;
+        let inheritance = Inheritance { directory: self.source.text().to_string(), estate: self.identity.estate() };
+        let given = tokio::task::spawn_blocking(move || successor.give(&inheritance, lock.as_fd())).await;
+        let failure = match given {
+            Ok(Ok(())) => return Ok(true),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        warn!(error = failure, "the successor does not serve; this agent goes on");
+        self.enrolment.resume().await;
+        self.status.forget();
+        Ok(false)
+    }
 }
 
-async fn until(due: Option<tokio::time::Instant>) {
+fn open_door(socket: &Path) -> Result<Door, AppError> {
+    Door::open(socket).map_err(system("cannot open the socket for a successor"))
+}
+
+async fn until(due: Option<Instant>) {
     match due {
-        Some(at) => tokio::time::sleep_until(at).await,
+        Some(at) => tokio::time::sleep_until(at.into()).await,
         None => pending().await,
     }
 }
@@ -280,4 +361,22 @@ fn harden() -> std::io::Result<()> {
     nix::sys::prctl::set_dumpable(false)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn nobody_may_look_into_the_process_that_makes_a_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("ca.yaml");
+        let text = "trust_domain: test.mantle\nlisten: 127.0.0.1:1\nstate_dir: state\ndirectory: directory.yaml\n";
+        std::fs::write(&config, text).unwrap();
+        nix::sys::prctl::set_dumpable(true).unwrap();
+        make_token(&config, "node-a", Duration::from_secs(60)).unwrap();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+    }
 }

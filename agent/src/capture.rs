@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,19 +22,22 @@ mod dial;
 mod heartbeat;
 mod listener;
 mod maps;
+mod netlink;
 mod netns;
 mod pins;
 mod pod;
 mod ports;
 mod program;
 mod requirements;
+mod route;
+mod sockets;
 mod strangers;
 mod syscall;
 
 pub use counters::Counts;
 pub use dial::{ApplicationDial, DialError};
 pub use heartbeat::Heart;
-pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener};
+pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener, Steered};
 pub use pod::{AttachError, Attached};
 pub use requirements::Missing;
 pub use strangers::Strangers;
@@ -134,13 +138,13 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Checks the machine, takes the instance's lock, and puts this version's programs into the (old or new) links.
+    /// Checks the machine, takes the instance's lock (or one that was handed over), and puts this version's programs into the (old or new) links.
     ///
     /// # Errors
     /// [`StartError`]; kernel state that was there stays as it was.
-    pub fn start(config: &CaptureConfig) -> Result<Self, StartError> {
+    pub fn start(config: &CaptureConfig, lock: Option<OwnedFd>) -> Result<Self, StartError> {
         let cgroup = requirements::check(config).map_err(StartError::Missing)?;
-        let pins = Pins::open(config)?;
+        let pins = Pins::open(config, lock)?;
         let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
         let node = node_namespace(&config.node_netns, &home);
         let pods_cgroup = config.pods_cgroup.as_ref().map(|path| cgroup.join(path));
@@ -166,25 +170,38 @@ impl Capture {
         self.strangers.take()
     }
 
-    /// Removes all kernel state of an instance that no agent holds. Returns how many pins there were.
+    /// The instance's lock, for a successor.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.pins.lock()
+    }
+
+    /// Removes all kernel state of an instance that no agent holds, and its route from those of `namespaces` that are
+    /// there. Returns how many pins there were.
     ///
     /// # Errors
     /// [`StartError`] if the instance is in use or a pin can't be removed.
-    pub fn clean_up(config: &CaptureConfig) -> Result<usize, StartError> {
+    pub fn clean_up(config: &CaptureConfig, namespaces: &[PathBuf]) -> Result<usize, StartError> {
         let found = config.bpffs.join("mantle").join(&config.instance);
         if !found.exists() {
             return Ok(0);
         }
         let pins = Pins::open_any_layout(config)?;
-        pins.remove_all().map_err(|e| StartError::pins(&found, e))
+        let removed = pins.remove_all().map_err(|e| StartError::pins(&found, e))?;
+        let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
+        for namespace in namespaces.iter().filter_map(|path| Namespace::open(path, &home).ok()) {
+            // Most pods have no IPv6, and no route.
+            let _ = namespace.inside(route::remove_v6_range);
+        }
+        Ok(removed)
     }
 
     /// Sorts out what the pins hold: a namespace stays only if the directory still has that pod in that namespace, or has
-    /// the pod and its namespace cannot be opened. All others are detached. To be called once, before the first [`Self::attach`].
+    /// the pod and its namespace cannot be opened. All others are detached. Dials that are under way stay if the agent whose
+    /// they are still `lives`. To be called once, before the first [`Self::attach`].
     ///
     /// # Errors
     /// The system's, if the maps or pins can't be read or written.
-    pub fn keep_only(&mut self, own: &[Arc<Pod>]) -> io::Result<()> {
+    pub fn keep_only(&mut self, own: &[Arc<Pod>], lives: bool) -> io::Result<()> {
         let mut wanted = HashMap::new();
         let mut unreachable = HashSet::new();
         for pod in own {
@@ -210,7 +227,9 @@ impl Capture {
                 let afterwards = if listed { None } else { self.afterwards(value.uid) };
                 self.forget_namespace(*cookie, Some(value.pod_index), afterwards)?;
             }
-            self.maps.remove_dials(*cookie)?;
+            if !lives {
+                self.maps.remove_dials(*cookie)?;
+            }
         }
         for cookie in self.pins.pod_links()? {
             if !known.iter().any(|(known, value)| *known == cookie && value.pod_index != NO_POD) {
@@ -263,7 +282,9 @@ impl Capture {
             self.forget_namespace(pod.cookie(), Some(pod.index()), self.afterwards(maps::uid_bytes(uid)))?;
         }
         self.forget_pod(uid, None)?;
-        self.pods.remove(uid);
+        if let Some(pod) = self.pods.remove(uid) {
+            pod.remove_v6_range();
+        }
         Ok(())
     }
 
@@ -326,8 +347,9 @@ impl Capture {
             None => self.maps.remove_netns(cookie)?,
         }
         if let Some(index) = index {
-            self.maps.clear_listener(index, agent_common::SLOT_OUTBOUND)?;
-            self.maps.clear_listener(index, agent_common::SLOT_INBOUND)?;
+            for slot in 0..agent_common::SLOTS_PER_POD {
+                self.maps.clear_listener(index, slot)?;
+            }
         }
         match std::fs::remove_file(self.pins.pod_link(cookie)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

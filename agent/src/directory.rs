@@ -57,27 +57,43 @@ pub enum SourceError {
 #[derive(Debug)]
 pub struct Source {
     directory: watch::Receiver<Arc<Directory>>,
+    text: watch::Receiver<Arc<str>>,
     problem: watch::Receiver<Option<String>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Source {
-    /// Reads the file and starts to watch it.
+    /// Reads the file and starts to watch it. If it is not right, the `inherited` text of an agent before this one will do.
     ///
     /// # Errors
     /// [`SourceError`]: without a directory nobody knows whom to serve.
-    pub fn start(path: &Path, trust_domain: &TrustDomain) -> Result<Self, SourceError> {
+    pub fn start(path: &Path, trust_domain: &TrustDomain, inherited: Option<&str>) -> Result<Self, SourceError> {
         let mut file = DirectoryFile { path: path.to_owned(), trust_domain: trust_domain.clone(), text: String::new() };
         // Watched before it is read, so that no change falls between the two.
         let watcher = Watcher::new(path);
-        let first = file.load(None)?.ok_or_else(|| SourceError::Read {
+        let empty = || SourceError::Read {
             path: path.to_owned(),
             source: io::Error::new(io::ErrorKind::UnexpectedEof, "the file is empty"),
-        })?;
+        };
+        let (first, text, wrong) = match (file.load(None).and_then(|found| found.ok_or_else(empty)), inherited) {
+            (Ok(first), _) => (first, file.text.as_str().into(), None),
+            (Err(error), Some(text)) => {
+                let Ok(first) = file.parse(text) else { return Err(error) };
+                (first, text.into(), Some(error.to_string()))
+            }
+            (Err(error), None) => return Err(error),
+        };
         let (directory_writer, directory) = watch::channel(Arc::new(first));
-        let (problem_writer, problem) = watch::channel(None);
-        let task = tokio::spawn(follow(file, watcher, directory_writer, problem_writer));
-        Ok(Self { directory, problem, task })
+        let (text_writer, text) = watch::channel(text);
+        let (problem_writer, problem) = watch::channel(wrong);
+        let told = Told { directory: directory_writer, text: text_writer, problem: problem_writer };
+        let task = tokio::spawn(follow(file, watcher, told));
+        Ok(Self { directory, text, problem, task })
+    }
+
+    /// The text of the directory as it is in force.
+    pub fn text(&self) -> Arc<str> {
+        Arc::clone(&self.text.borrow())
     }
 
     /// The directory, always a right one.
@@ -113,25 +129,32 @@ impl DirectoryFile {
             return Ok(None);
         }
         self.text = text;
-        let path = || self.path.clone();
-        let directory = parse(&self.text).map_err(|problems| SourceError::Text { path: path(), problems })?;
-        if *directory.trust_domain() != self.trust_domain {
-            let (found, wanted) = (directory.trust_domain().clone(), self.trust_domain.clone());
-            return Err(SourceError::TrustDomain { path: path(), found, wanted });
-        }
+        let directory = self.parse(&self.text)?;
         Ok(Some(match previous {
             Some(previous) => directory.after(previous),
             None => directory,
         }))
     }
+
+    fn parse(&self, text: &str) -> Result<Directory, SourceError> {
+        let path = || self.path.clone();
+        let directory = parse(text).map_err(|problems| SourceError::Text { path: path(), problems })?;
+        if *directory.trust_domain() != self.trust_domain {
+            let (found, wanted) = (directory.trust_domain().clone(), self.trust_domain.clone());
+            return Err(SourceError::TrustDomain { path: path(), found, wanted });
+        }
+        Ok(directory)
+    }
 }
 
-async fn follow(
-    mut file: DirectoryFile,
-    mut watcher: Watcher,
+/// Where a new directory is told.
+struct Told {
     directory: watch::Sender<Arc<Directory>>,
+    text: watch::Sender<Arc<str>>,
     problem: watch::Sender<Option<String>>,
-) {
+}
+
+async fn follow(mut file: DirectoryFile, mut watcher: Watcher, Told { directory, text, problem }: Told) {
     let mut unreadable = false;
     loop {
         watcher.changed().await;
@@ -142,6 +165,7 @@ async fn follow(
             Ok(Some(next)) => {
                 info!(revision = next.revision(), "took up a new directory");
                 report_conflicts(&next);
+                text.send_replace(file.text.as_str().into());
                 directory.send_replace(Arc::new(next));
                 problem.send_replace(None)
             }

@@ -10,6 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use tracing::{debug, error, info, warn};
 use crate::capture::{Attached, Capture, Counts, Strangers};
 use crate::directory::{Counted, PodState, PodStatus, Report};
 use crate::identity::Certificates;
-use crate::worker::Workers;
+use crate::worker::{Leave, Workers};
 
 /// How long a running pod may wait for its first certificate before its connections to the mesh are refused.
 const HOLD: Duration = Duration::from_secs(5);
@@ -86,13 +87,32 @@ impl Enrolment {
         Self { node, capture, workers, wanted, pods: HashMap::new(), refused: HashMap::new(), in_force: 0, retry: None }
     }
 
-    /// Detaches what the pins hold beyond the directory. Once, before the first [`Self::apply`].
+    /// Detaches what the pins hold beyond the directory. Once, before the first [`Self::apply`]; `lives` if the agent before
+    /// this one hands over.
     ///
     /// # Errors
     /// The system's.
-    pub fn adopt(&mut self, directory: &Directory) -> std::io::Result<()> {
+    pub fn adopt(&mut self, directory: &Directory, lives: bool) -> std::io::Result<()> {
         let own: Vec<Arc<Pod>> = directory.pods_on(&self.node).cloned().collect();
-        self.capture.keep_only(&own)
+        self.capture.keep_only(&own, lives)
+    }
+
+    /// Whether every pod serves that can: has its place and its certificate.
+    pub fn is_serving(&self, certificates: &Certificates) -> bool {
+        let mut able = self.pods.values().filter(|pod| certificates.get(&pod.pod.uid).is_some());
+        able.all(|pod| pod.stage == Stage::Serving)
+    }
+
+    /// The instance's lock, for a successor.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.capture.lock()
+    }
+
+    /// Puts the listeners back: a successor had its own in their place, and failed.
+    pub async fn resume(&mut self) {
+        // The successor may have told the kernel of threads that this agent does not have.
+        self.pods.values_mut().for_each(Enrolled::write);
+        self.workers.return_all().await;
     }
 
     /// Brings the node to what directory and certificates say. Idempotent: to be called on every change of either, and
@@ -185,9 +205,10 @@ impl Enrolment {
         self.retry = Some(Retry { at: Instant::now() + after, after });
     }
 
-    /// Closes every listener: from now on the kernel refuses, as if the agent were gone. Kernel state stays.
-    pub async fn close(mut self) -> Closed {
-        self.workers.stop_all().await;
+    /// Closes every listener: from now on the kernel refuses, as if the agent were gone, unless a successor's are in their
+    /// place. Kernel state stays.
+    pub async fn close(mut self, how: Leave) -> Closed {
+        self.workers.stop_all(how).await;
         Closed { _capture: self.capture, _wanted: self.wanted }
     }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use crate::secure::{Credentials, Trust};
 
@@ -33,6 +35,27 @@ pub struct IdentityConfig {
     pub join_token_file: Option<PathBuf>,
     /// The life to ask for; the CA's own choice if unset.
     pub ttl: Option<Duration>,
+}
+
+/// What an agent has, for the one that takes over from it: it can serve before it has reached the CA.
+#[derive(Default)]
+pub struct Estate {
+    /// Whom to believe.
+    pub trust: HashMap<TrustDomain, Vec<CertificateDer<'static>>>,
+    /// Each pod's certificate and key.
+    pub pods: Vec<Inherited>,
+}
+
+/// One pod's certificate and key.
+pub struct Inherited {
+    /// The pod.
+    pub uid: PodUid,
+    /// Its identity.
+    pub identity: SpiffeId,
+    /// Leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// PKCS#8.
+    pub key: Zeroizing<Vec<u8>>,
 }
 
 /// What each of our pods has. An immutable snapshot.
@@ -70,19 +93,22 @@ pub struct Identity {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Starts to keep a certificate for each of the pods that `wanted` names. The CA need not be there.
+/// Starts to keep a certificate for each of the pods that `wanted` names, beginning with what an agent before this one had.
+/// The CA need not be there.
 ///
 /// # Errors
 /// [`IdentityError`] if this node's own key can't be had, or nothing tells which CA to believe.
 pub fn start(
     config: &IdentityConfig,
     wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
+    estate: Estate,
 ) -> Result<Identity, IdentityError> {
     let node = node::Node::open(config)?;
     let client = client::Client::new(config, node);
     let (certificate_writer, certificates) = watch::channel(Arc::default());
     let (trust_writer, trust) = watch::channel(Arc::default());
-    let renewal = renewal::Renewal::new(client, config.ttl, wanted, certificate_writer, trust_writer);
+    let told = renewal::Told { certificates: certificate_writer, trust: trust_writer };
+    let renewal = renewal::Renewal::new(client, config.ttl, wanted, told, estate);
     Ok(Identity { certificates, trust, task: tokio::spawn(renewal.run()) })
 }
 
@@ -90,6 +116,21 @@ impl Identity {
     /// What each pod has.
     pub fn certificates(&self) -> watch::Receiver<Arc<Certificates>> {
         self.certificates.clone()
+    }
+
+    /// What an agent that takes over needs.
+    pub fn estate(&self) -> Estate {
+        let held = Arc::clone(&self.certificates.borrow());
+        let pods = held.held.values().map(|credentials| {
+            let (chain, key) = credentials.hand_over();
+            Inherited {
+                uid: credentials.uid().clone(),
+                identity: credentials.identity().clone(),
+                chain: chain.to_vec(),
+                key: key.clone(),
+            }
+        });
+        Estate { trust: self.trust.borrow().certificates(), pods: pods.collect() }
     }
 
     /// Whom to believe.

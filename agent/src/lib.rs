@@ -7,6 +7,7 @@ pub mod directory;
 pub mod drain;
 pub mod enrolment;
 pub mod failure;
+pub mod handover;
 pub mod identity;
 pub mod inbound;
 pub mod outbound;

@@ -29,6 +29,9 @@ struct Agent {
     /// The agent's configuration (YAML).
     #[arg(long, value_name = "FILE", required = true)]
     config: Option<PathBuf>,
+    /// Take over from the agent that runs as this instance, while connections go on: it ends when it has drained.
+    #[arg(long)]
+    take_over: bool,
     #[command(subcommand)]
     action: Option<AgentAction>,
 }
@@ -72,7 +75,7 @@ enum CaAction {
 fn main() -> ExitCode {
     let result = match Command::parse().part {
         Part::Agent(Agent { action: Some(AgentAction::Cleanup { config }), .. }) => app::clean_up(&config),
-        Part::Agent(Agent { config, .. }) => app::run_agent(&config.unwrap_or_default()),
+        Part::Agent(Agent { config, take_over, .. }) => app::run_agent(&config.unwrap_or_default(), take_over),
         Part::Ca(Ca { action: Some(CaAction::Token { config, node, ttl }), .. }) => {
             app::make_token(&config, &node, ttl)
         }

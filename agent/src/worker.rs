@@ -1,18 +1,21 @@
 //! The data plane's threads. Each runs a runtime of its own and owns its sockets: a connection never changes thread.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
+use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use agent_core::identity::PodUid;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 use tracing::{debug, error, warn};
 
-use crate::capture::{Attached, Heart, Listener};
+use crate::capture::{Attached, Heart, Listener, Steered};
 use crate::inbound::{self, Inbound};
 use crate::outbound::{self, Outbound};
 use crate::plane::Plane;
@@ -20,15 +23,28 @@ use crate::plane::Plane;
 /// Orders that may wait for a busy thread; whoever gives one waits for its answer anyway.
 const ORDERS: usize = 16;
 
+/// How long a TCP handshake may still end with a listener that a successor's has replaced.
+const HANDSHAKES_END: Duration = Duration::from_secs(3);
+
 /// The threads, and which of them serves which pod.
 pub struct Workers {
     threads: Vec<mpsc::Sender<Order>>,
     serving: HashMap<PodUid, u32>,
 }
 
+/// How listeners go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Out of their slots: nobody serves from now on.
+    Alone,
+    /// Somebody else's are in their slots.
+    ToSuccessor,
+}
+
 enum Order {
     Serve(Arc<Attached>, oneshot::Sender<io::Result<()>>),
-    Stop(PodUid, oneshot::Sender<()>),
+    Stop(PodUid, Leave, oneshot::Sender<()>),
+    Return(oneshot::Sender<()>),
 }
 
 impl Workers {
@@ -68,19 +84,33 @@ impl Workers {
 
     /// Closes the pod's listeners; connections that they accepted go on.
     pub async fn stop(&mut self, uid: &PodUid) {
+        self.leave(uid, Leave::Alone).await;
+    }
+
+    async fn leave(&mut self, uid: &PodUid, how: Leave) {
         let Some(thread) = self.serving.remove(uid) else { return };
         let (answer, answered) = oneshot::channel();
-        if self.order(thread, Order::Stop(uid.clone(), answer)).await.is_ok() {
+        if self.order(thread, Order::Stop(uid.clone(), how, answer)).await.is_ok() {
             // An error says that the thread is gone, and with it the listeners.
             let _ = answered.await;
         }
     }
 
     /// Closes every listener.
-    pub async fn stop_all(&mut self) {
+    pub async fn stop_all(&mut self, how: Leave) {
         let uids: Vec<PodUid> = self.serving.keys().cloned().collect();
         for uid in uids {
-            self.stop(&uid).await;
+            self.leave(&uid, how).await;
+        }
+    }
+
+    /// Puts every listener back into its slot: a successor had its own there, and is gone.
+    pub async fn return_all(&self) {
+        for (thread, _) in (0..).zip(&self.threads) {
+            let (answer, answered) = oneshot::channel();
+            if self.order(thread, Order::Return(answer)).await.is_ok() {
+                let _ = answered.await;
+            }
         }
     }
 
@@ -106,7 +136,7 @@ fn run(mut inbox: mpsc::Receiver<Order>, heart: Heart, plane: Plane) {
     local.spawn_local(async move {
         let outbound = Outbound::new(plane.clone());
         let inbound = Inbound::new(plane);
-        let mut serving: HashMap<PodUid, [Accepting; 2]> = HashMap::new();
+        let mut serving: HashMap<PodUid, Vec<Accepting>> = HashMap::new();
         let mut beats = beats();
         loop {
             let order = tokio::select! {
@@ -125,11 +155,15 @@ fn run(mut inbox: mpsc::Receiver<Order>, heart: Heart, plane: Plane) {
                     });
                     let _ = answer.send(result);
                 }
-                Order::Stop(uid, answer) => {
+                Order::Stop(uid, how, answer) => {
                     for accepting in serving.remove(&uid).into_iter().flatten() {
-                        drop(accepting.stop);
-                        // The listener is closed when the task is gone, not when it has been told to go.
-                        let _ = accepting.task.await;
+                        accepting.leave(how).await;
+                    }
+                    let _ = answer.send(());
+                }
+                Order::Return(answer) => {
+                    for accepting in serving.values().flatten() {
+                        (accepting.serve)();
                     }
                     let _ = answer.send(());
                 }
@@ -147,57 +181,97 @@ fn beats() -> tokio::time::Interval {
     beats
 }
 
-/// A task that accepts until its `stop` falls.
+/// A task that accepts until it is told to stop.
 struct Accepting {
-    stop: oneshot::Sender<Infallible>,
+    stop: oneshot::Sender<Leave>,
     task: JoinHandle<()>,
+    /// Puts its listener into the slot again.
+    serve: Box<dyn Fn()>,
 }
 
-fn serve(pod: &Arc<Attached>, outbound: &Rc<Outbound>, inbound: &Rc<Inbound>) -> io::Result<[Accepting; 2]> {
-    let (out_listener, in_listener) = pod.listen()?;
-    out_listener.steered().serve()?;
-    in_listener.steered().serve()?;
-    let (pod_out, outbound) = (Arc::clone(pod), Rc::clone(outbound));
-    let out = accepting(out_listener, move |captured| {
-        tokio::task::spawn_local(outbound::connection(Rc::clone(&outbound), Arc::clone(&pod_out), captured));
-    });
-    let (pod_in, inbound) = (Arc::clone(pod), Rc::clone(inbound));
-    let into = accepting(in_listener, move |(socket, peer)| {
-        tokio::task::spawn_local(inbound::tunnel(Rc::clone(&inbound), Arc::clone(&pod_in), socket, peer));
-    });
-    Ok([out, into])
+impl Accepting {
+    async fn leave(self, how: Leave) {
+        // An error says that the task is gone.
+        let _ = self.stop.send(how);
+        drop(self.serve);
+        if how == Leave::Alone {
+            // The listener is closed when the task is gone, not when it has been told to go.
+            let _ = self.task.await;
+        }
+    }
+}
+
+fn serve(pod: &Arc<Attached>, outbound: &Rc<Outbound>, inbound: &Rc<Inbound>) -> io::Result<Vec<Accepting>> {
+    let pairs = pod.listen()?;
+    for (out_listener, in_listener) in &pairs {
+        out_listener.steered().serve()?;
+        in_listener.steered().serve()?;
+    }
+    let accept_pair = |(out_listener, in_listener)| {
+        let (pod_out, outbound) = (Arc::clone(pod), Rc::clone(outbound));
+        let out = accepting(out_listener, move |captured| {
+            tokio::task::spawn_local(outbound::connection(Rc::clone(&outbound), Arc::clone(&pod_out), captured));
+        });
+        let (pod_in, inbound) = (Arc::clone(pod), Rc::clone(inbound));
+        let into = accepting(in_listener, move |(socket, peer)| {
+            tokio::task::spawn_local(inbound::tunnel(Rc::clone(&inbound), Arc::clone(&pod_in), socket, peer));
+        });
+        [out, into]
+    };
+    Ok(pairs.into_iter().flat_map(accept_pair).collect())
 }
 
 fn accepting<L: Listener + 'static>(listener: L, begin: impl Fn(L::Accepted) + 'static) -> Accepting {
     let (stop, stopped) = oneshot::channel();
-    Accepting { stop, task: tokio::task::spawn_local(accept(listener, stopped, begin)) }
+    let listener = Rc::new(listener);
+    let again = Rc::clone(&listener);
+    let serve = move || {
+        if let Err(error) = again.steered().serve() {
+            error!(%error, "a listener does not return to its slot");
+        }
+    };
+    Accepting { stop, task: tokio::task::spawn_local(accept(listener, stopped, begin)), serve: Box::new(serve) }
 }
 
-async fn accept<L: Listener>(listener: L, mut stopped: oneshot::Receiver<Infallible>, begin: impl Fn(L::Accepted)) {
+async fn accept<L: Listener>(listener: Rc<L>, stopped: oneshot::Receiver<Leave>, begin: impl Fn(L::Accepted)) {
     let take = |(socket, peer)| match listener.check(socket, peer) {
         Ok(accepted) => begin(accepted),
         Err(error) => debug!(%error, "did not accept"),
     };
     let steered = listener.steered();
+    match accept_until(steered, stopped, take).await {
+        // Handshakes that began with this listener end with it.
+        Ok(Leave::ToSuccessor) => accept_until(steered, tokio::time::sleep(HANDSHAKES_END), take).await,
+        Ok(Leave::Alone) | Err(_) => {
+            if let Err(error) = steered.retire() {
+                warn!(%error, "a listener does not leave its slot");
+            }
+        }
+    }
+    // Whoever has connected before is served.
+    while let Some(accepted) = steered.accept_waiting().await {
+        take(accepted);
+    }
+}
+
+async fn accept_until<T>(
+    steered: &Steered,
+    until: impl Future<Output = T>,
+    take: impl Fn((TcpStream, SocketAddr)),
+) -> T {
+    let mut until = std::pin::pin!(until);
     loop {
         tokio::select! {
             biased;
-            _ = &mut stopped => break,
+            ended = &mut until => return ended,
             accepted = steered.accept() => match accepted {
                 Ok(accepted) => take(accepted),
                 Err(error) => {
                     debug!(%error, "did not accept");
                     // It fails again at once while descriptors are short: that must not become a busy loop.
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
         }
-    }
-    // Whoever has connected before the listener left its slot is served.
-    if let Err(error) = steered.retire() {
-        warn!(%error, "a listener does not leave its slot");
-    }
-    while let Some(accepted) = steered.accept_waiting().await {
-        take(accepted);
     }
 }

@@ -29,6 +29,11 @@ const MARGIN: Duration = Duration::from_secs(60);
 /// X.520 serialNumber: the pod's UID in the subject.
 const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 
+/// What a CA has once it has started.
+const KEPT: [&str; 5] = ["root-key.pem", "root.pem", "issuing-key.pem", "issuing.pem", "state.json"];
+/// This file is there while the keys are made for the first time.
+const FIRST_START: &str = "first-start";
+
 /// Root certificate, issuing certificate and issuing key.
 pub(crate) struct Authority {
     trust_domain: TrustDomain,
@@ -54,7 +59,7 @@ impl Authority {
     /// Reads keys and certificates, or makes them.
     pub(crate) fn open(storage: &Storage, trust_domain: &TrustDomain) -> Result<Self, CaError> {
         storage.exclusively(|| {
-            if storage.read("issuing.pem")?.is_none() {
+            if is_first_start(storage)? {
                 create(storage, trust_domain)?;
             }
             load(storage, trust_domain)
@@ -117,6 +122,23 @@ impl Authority {
     }
 }
 
+/// Whether there is no CA yet. Where anything of one is left none is made: the nodes know it by the root that they joined.
+fn is_first_start(storage: &Storage) -> Result<bool, CaError> {
+    if storage.has(FIRST_START)? {
+        if !storage.has("state.json")? {
+            // The start before this one was interrupted. Nobody has seen its keys.
+            return Ok(true);
+        }
+        storage.remove(FIRST_START)?;
+    }
+    for name in KEPT {
+        if storage.has(name)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn create(storage: &Storage, trust_domain: &TrustDomain) -> Result<(), CaError> {
     let now = OffsetDateTime::now_utc();
     let root_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
@@ -132,11 +154,12 @@ fn create(storage: &Storage, trust_domain: &TrustDomain) -> Result<(), CaError> 
     let issuing_certificate = issuing.signed_by(&issuing_key, &issuer).map_err(crypto)?;
 
     let key = |key: &KeyPair| zeroize::Zeroizing::new(key.serialize_pem());
+    storage.write(FIRST_START, b"")?;
     storage.write("root-key.pem", key(&root_key).as_bytes())?;
     storage.write("root.pem", root_certificate.pem().as_bytes())?;
     storage.write("issuing-key.pem", key(&issuing_key).as_bytes())?;
-    // Last, because its presence says that all is there.
-    storage.write("issuing.pem", issuing_certificate.pem().as_bytes())
+    storage.write("issuing.pem", issuing_certificate.pem().as_bytes())?;
+    storage.remove(FIRST_START)
 }
 
 fn ca_params(trust_domain: &TrustDomain, role: &str, depth: BasicConstraints) -> Result<CertificateParams, CaError> {
@@ -166,6 +189,11 @@ fn load(storage: &Storage, trust_domain: &TrustDomain) -> Result<Authority, CaEr
     let (_, parsed_root) = X509Certificate::from_der(&root).map_err(|error| damaged("root.pem", &error.to_string()))?;
     let (_, parsed) =
         X509Certificate::from_der(&issuing).map_err(|error| damaged("issuing.pem", &error.to_string()))?;
+    let is_by_root = parsed.issuer().as_raw() == parsed_root.subject().as_raw()
+        && parsed.verify_signature(Some(parsed_root.public_key())).is_ok();
+    if !is_by_root {
+        return Err(damaged("issuing.pem", "it was not signed by root.pem"));
+    }
     let ours = format!("spiffe://{trust_domain}");
     let names = parsed.subject_alternative_name().ok().flatten();
     let is_ours = names.is_some_and(|san| {
@@ -177,8 +205,10 @@ fn load(storage: &Storage, trust_domain: &TrustDomain) -> Result<Authority, CaEr
     if !is_ours {
         return Err(damaged("issuing.pem", &format!("it is not for trust domain {trust_domain}")));
     }
+    // It is not needed here; but whoever may read it can be any CA of this domain.
+    storage.read_key("root-key.pem")?;
     let name = "issuing-key.pem";
-    let text = storage.read(name)?.ok_or_else(|| damaged(name, "it is missing"))?;
+    let text = storage.read_key(name)?.ok_or_else(|| damaged(name, "it is missing"))?;
     let text = std::str::from_utf8(&text).map_err(|_| damaged(name, "it is no PEM"))?;
     let key = KeyPair::from_pem(text).map_err(|error| damaged(name, &error.to_string()))?;
     if key.subject_public_key_info() != parsed.public_key().raw {
@@ -210,4 +240,113 @@ fn serial() -> Result<SerialNumber, CaError> {
 
 fn crypto(error: impl ToString) -> CaError {
     CaError::Crypto(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use std::fs;
+
+    fn storage(folder: &tempfile::TempDir) -> Storage {
+        Storage::open(folder.path()).unwrap()
+    }
+
+    fn open(storage: &Storage) -> Result<KeyHash, CaError> {
+        Authority::open(storage, &"test.mantle".parse().unwrap()).map(|authority| authority.root_key_hash())
+    }
+
+    /// A CA's state, and its root.
+    fn made() -> (tempfile::TempDir, Storage, KeyHash) {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = storage(&folder);
+        let root = open(&storage).unwrap();
+        assert!(!storage.has(FIRST_START).unwrap());
+        (folder, storage, root)
+    }
+
+    #[track_caller]
+    fn check_damaged(storage: &Storage, name: &str, what: &str) {
+        let error = open(storage).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{} is damaged: {what}", storage.path(name).display())), "{error}");
+    }
+
+    #[test]
+    fn a_ca_is_made_once() {
+        let (_folder, storage, root) = made();
+        assert_eq!(open(&storage).unwrap(), root);
+    }
+
+    #[test]
+    fn what_is_left_of_a_ca_is_never_written_over() {
+        for left in KEPT {
+            let folder = tempfile::tempdir().unwrap();
+            let storage = storage(&folder);
+            let (_other, made, _) = made();
+            let bytes = made.read(left).unwrap().unwrap_or_default();
+            storage.write(left, &bytes).unwrap();
+            let missing = if left == "root.pem" { "issuing.pem" } else { "root.pem" };
+            check_damaged(&storage, missing, "it is missing");
+            assert_eq!(storage.read(left).unwrap().unwrap(), bytes, "{left}");
+            assert!(!KEPT.iter().any(|name| *name != left && storage.has(name).unwrap()), "{left}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for name in ["root.pem", "issuing-key.pem", "issuing.pem"] {
+            let (_folder, storage, _) = made();
+            storage.remove(name).unwrap();
+            check_damaged(&storage, name, "it is missing");
+        }
+        // The root's key may be kept elsewhere.
+        let (_folder, storage, root) = made();
+        storage.remove("root-key.pem").unwrap();
+        assert_eq!(open(&storage).unwrap(), root);
+    }
+
+    #[test]
+    fn a_first_start_that_was_interrupted_is_begun_again() {
+        for written in 0..KEPT.len() {
+            let (_folder, storage, root) = made();
+            storage.write(FIRST_START, b"").unwrap();
+            for name in KEPT.iter().take(4).skip(written) {
+                storage.remove(name).unwrap();
+            }
+            let again = open(&storage).unwrap();
+            assert_ne!(again, root, "{written}");
+            assert!(!storage.has(FIRST_START).unwrap());
+            assert_eq!(open(&storage).unwrap(), again);
+        }
+    }
+
+    #[test]
+    fn a_ca_that_has_let_nodes_in_is_not_made_again() {
+        let (_folder, storage, root) = made();
+        storage.change(|_| ()).unwrap();
+        storage.write(FIRST_START, b"").unwrap();
+        assert_eq!(open(&storage).unwrap(), root);
+        assert!(!storage.has(FIRST_START).unwrap());
+    }
+
+    #[test]
+    fn the_issuing_ca_must_be_the_roots() {
+        let ((_ours, storage, _), (_theirs, other, _)) = (made(), made());
+        for name in ["issuing-key.pem", "issuing.pem"] {
+            fs::copy(other.path(name), storage.path(name)).unwrap();
+        }
+        check_damaged(&storage, "issuing.pem", "it was not signed by root.pem");
+    }
+
+    #[test]
+    fn keys_that_others_may_read_are_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        for name in ["root-key.pem", "issuing-key.pem"] {
+            let (_folder, storage, _) = made();
+            fs::set_permissions(storage.path(name), fs::Permissions::from_mode(0o640)).unwrap();
+            let error = open(&storage).unwrap_err().to_string();
+            assert!(error.contains(&format!("`chmod 600 {}`", storage.path(name).display())), "{error}");
+        }
+    }
 }

@@ -9,12 +9,13 @@ use x509_parser::prelude::FromDer as _;
 
 use crate::token::KeyHash;
 
-const LONGEST: usize = 4 * 1024;
+/// One that proves a key and says nothing else has 200 bytes.
+const LONGEST: usize = 1024;
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(crate) enum BadCsr {
-    #[error("the request is longer than 4 KiB")]
+    #[error("the request is longer than 1 KiB")]
     TooLong,
     #[error("the request is no PKCS#10, or has something behind it")]
     Malformed,
@@ -72,7 +73,7 @@ mod tests {
         check(&request(&PKCS_ECDSA_P384_SHA384), Some(BadCsr::Key));
         check(&[&good[..], &[0]].concat(), Some(BadCsr::Malformed));
         check(&good[..good.len() - 1], Some(BadCsr::Malformed));
-        check(&vec![0x30; 5000], Some(BadCsr::TooLong));
+        check(&vec![0x30; 1025], Some(BadCsr::TooLong));
         check(b"", Some(BadCsr::Malformed));
         let mut forged = good.clone();
         let last = forged.len() - 1;

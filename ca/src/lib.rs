@@ -6,9 +6,11 @@
 //! | [`wire`] | the gRPC service, as generated |
 //! | `authority` | root and issuing CA, and what their certificates look like |
 //! | `csr` | what a certificate request must be |
+//! | [`state_files`] | files that nobody else may change, and keys that nobody else may read |
 //! | `storage` | tokens and pinned node keys: one writer at a time, under a file lock |
 //! | `token` | join tokens |
 //! | `service`, `server` | the four calls, and TLS below them |
+//! | `connection`, `places` | how long a connection may be, and how many there may be |
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -18,11 +20,14 @@ use thiserror::Error;
 
 mod authority;
 pub mod config;
+mod connection;
 mod csr;
 mod directory;
 mod peer;
+mod places;
 mod server;
 mod service;
+pub mod state_files;
 mod storage;
 pub mod token;
 
@@ -42,13 +47,8 @@ pub mod wire {
 #[derive(Debug, Error)]
 pub enum CaError {
     /// The state directory can't be used.
-    #[error("cannot use the state in {}: {source}", path.display())]
-    State {
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's word.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    State(#[from] state_files::StateError),
     /// A file of the state is not what it should be.
     #[error("{} is damaged: {what}; restore it from a backup", path.display())]
     Damaged {
@@ -92,8 +92,7 @@ pub async fn run(config: config::Config, stop: impl Future<Output = ()> + Send +
 /// # Errors
 /// [`CaError`].
 pub fn create_token(config: &config::Config, node: &str, ttl: Duration) -> Result<String, CaError> {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-    if node.is_empty() || node.len() > 253 || !node.bytes().all(allowed) {
+    if !token::is_node_name(node) {
         return Err(CaError::Node(node.to_owned()));
     }
     let storage = storage::Storage::open(&config.state_dir)?;

@@ -2,9 +2,8 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use agent_core::identity::TrustDomain;
@@ -16,36 +15,46 @@ use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::PrivatePkcs8KeyDer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Sleep, interval, sleep, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use crate::CaError;
 use crate::authority::{Authority, Subject};
 use crate::config::Config;
+use crate::connection::Connection;
 use crate::directory::DirectoryFile;
 use crate::peer::Caller;
+use crate::places::Places;
 use crate::service::Service;
 use crate::storage::Storage;
 use crate::wire::ca_server::CaServer;
 
 /// The server's own certificate lives this long, and is replaced after a third of it.
 const SERVER_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE: Duration = Duration::from_secs(5);
 const MOST_HANDSHAKES: usize = 256;
+const MOST_HANDSHAKES_OF_ONE: usize = 32;
 /// Whoever has no certificate yet has this long for `Attest`.
 const STRANGER: Duration = Duration::from_secs(15);
 const MOST_STRANGERS: usize = 1024;
+const MOST_STRANGERS_OF_ONE: usize = 64;
 const MOST_AGENTS: usize = 16 * 1024;
-const LARGEST_MESSAGE: usize = 512 * 1024;
+/// Many nodes may be behind one address.
+const MOST_AGENTS_OF_ONE: usize = 1024;
+/// A full batch of the longest requests fits.
+const LARGEST_MESSAGE: usize = 64 * 1024;
+/// An agent makes one call after the other. Whatever is called at once is held in memory, as large as a message may be.
+const MOST_CALLS: u32 = 8;
+const STREAM_WINDOW: u32 = 32 * 1024;
+const CONNECTION_WINDOW: u32 = 64 * 1024;
+const MOST_HEADERS: u32 = 8 * 1024;
 
 pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), CaError> {
     let storage = Storage::open(&config.state_dir)?;
@@ -57,13 +66,23 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
     let listen = |error| CaError::Listen(config.listen, error);
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
     let (connections, accepted) = mpsc::channel(64);
-    let accepting = tokio::spawn(accept(listener, tls, Arc::clone(&authority), connections));
+    let admission = Admission {
+        trust_domain: config.trust_domain.clone(),
+        strangers: Places::new(MOST_STRANGERS, MOST_STRANGERS_OF_ONE),
+        agents: Places::new(MOST_AGENTS, MOST_AGENTS_OF_ONE),
+    };
+    let accepting = tokio::spawn(accept(listener, tls, admission, connections));
     info!(listen = %config.listen, trust_domain = %config.trust_domain, "the CA serves");
 
     let service = Arc::new(Service::new(authority, storage, directory, config.leaf_ttl));
     let service = CaServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
-    let mut server =
-        Server::builder().timeout(Duration::from_secs(30)).http2_keepalive_interval(Some(Duration::from_secs(30)));
+    let mut server = Server::builder()
+        .timeout(Duration::from_secs(30))
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .max_concurrent_streams(MOST_CALLS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(MOST_HEADERS);
     let served = server.add_service(service).serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
         stop.await;
         accepting.abort();
@@ -76,14 +95,13 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
 async fn accept(
     listener: TcpListener,
     tls: TlsAcceptor,
-    authority: Arc<Authority>,
-    connections: mpsc::Sender<io::Result<Connection>>,
+    admission: Admission,
+    connections: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
 ) {
-    let handshakes = Arc::new(Semaphore::new(MOST_HANDSHAKES));
-    let places = Places { strangers: semaphore(MOST_STRANGERS), agents: semaphore(MOST_AGENTS) };
+    let handshakes = Places::new(MOST_HANDSHAKES, MOST_HANDSHAKES_OF_ONE);
     loop {
-        // The permit is taken before the connection: what waits, waits in the kernel's queue.
-        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        // The place is there before the connection: what waits, waits in the kernel's queue.
+        let Some(free) = handshakes.free().await else { return };
         let (socket, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -92,44 +110,52 @@ async fn accept(
                 continue;
             }
         };
-        let (tls, authority, connections) = (tls.clone(), Arc::clone(&authority), connections.clone());
-        let places = places.clone();
+        let Some(handshake) = handshakes.give(free, peer.ip().into()) else {
+            debug!(%peer, "too many handshakes at once: closed");
+            continue;
+        };
+        let (tls, admission, connections) = (tls.clone(), admission.clone(), connections.clone());
         tokio::spawn(async move {
             match timeout(HANDSHAKE, tls.accept(socket)).await {
-                Ok(Ok(stream)) => match places.take(stream, authority.trust_domain()) {
-                    // An error says that the server has stopped.
-                    Some(connection) => drop(connections.send(Ok(connection)).await),
-                    None => warn!(%peer, "too many connections: closed"),
-                },
+                Ok(Ok(stream)) => {
+                    if let Some(connection) = admission.admit(stream, peer) {
+                        // An error says that the server has stopped.
+                        drop(connections.send(Ok(connection)).await);
+                    }
+                }
                 Ok(Err(error)) => debug!(%peer, %error, "the TLS handshake failed"),
                 Err(_) => debug!(%peer, "the TLS handshake did not end in time"),
             }
-            drop(permit);
+            drop(handshake);
         });
     }
 }
 
-/// How many connections there may be. Strangers can't take the agents' places.
+/// Who may stay. Strangers can't take the agents' places.
 #[derive(Clone)]
-struct Places {
-    strangers: Arc<Semaphore>,
-    agents: Arc<Semaphore>,
+struct Admission {
+    trust_domain: TrustDomain,
+    strangers: Places,
+    agents: Places,
 }
 
-fn semaphore(places: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(places))
-}
-
-impl Places {
-    fn take(&self, stream: TlsStream<TcpStream>, trust_domain: &TrustDomain) -> Option<Connection> {
+impl Admission {
+    fn admit(&self, stream: TlsStream<TcpStream>, peer: SocketAddr) -> Option<Connection<TlsStream<TcpStream>>> {
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let caller = Caller::of(leaf, trust_domain);
+        let caller = Caller::of(leaf, &self.trust_domain);
         let (places, life) = match &caller.agent {
             Some(agent) => (&self.agents, agent.left()),
             None => (&self.strangers, STRANGER),
         };
-        let place = Arc::clone(places).try_acquire_owned().ok()?;
-        Some(Connection { stream, caller, end: Box::pin(sleep(life)), _place: place })
+        let Some(place) = places.take(peer.ip().into()) else {
+            match &caller.agent {
+                Some(agent) => warn!(%peer, node = agent.node, "too many connections of agents: closed"),
+                // They may be many, and on purpose.
+                None => debug!(%peer, "too many connections of strangers: closed"),
+            }
+            return None;
+        };
+        Some(Connection::new(stream, caller, life, place))
     }
 }
 
@@ -189,44 +215,5 @@ async fn renew(certificate: Arc<ServerCertificate>, authority: Arc<Authority>) {
             Ok(next) => certificate.0.store(Arc::new(next)),
             Err(error) => warn!(%error, "cannot renew the server's certificate; it is tried again"),
         }
-    }
-}
-
-/// A connection whose caller is known, for as long as it may be.
-struct Connection {
-    stream: TlsStream<TcpStream>,
-    caller: Caller,
-    end: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Caller;
-
-    fn connect_info(&self) -> Caller {
-        self.caller.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.end.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

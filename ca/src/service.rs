@@ -13,7 +13,7 @@ use crate::csr::proved_key;
 use crate::directory::DirectoryFile;
 use crate::peer::{Agent, Caller};
 use crate::storage::Storage;
-use crate::token::{JoinToken, KeyHash};
+use crate::token::{JoinToken, KeyHash, is_node_name};
 use crate::wire::ca_server::Ca;
 use crate::wire::sign_result::Result as Outcome;
 use crate::wire::{
@@ -46,6 +46,10 @@ impl Service {
     }
 
     fn attest(&self, caller: &Caller, request: &AttestRequest) -> Result<AttestReply, Status> {
+        // Anybody may call: what is no name gets into no log and takes no lock.
+        if !is_node_name(&request.node) {
+            return Err(Status::invalid_argument("the node's name is none: lower-case letters, digits, `-` and `.`"));
+        }
         if !caller.spend(&request.nonce) {
             return Err(Status::unauthenticated("the nonce is not this connection's, or was used"));
         }
@@ -170,24 +174,46 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
+    use std::path::Path;
     use std::time::SystemTime;
+
+    fn service(folder: &Path) -> Service {
+        let file = folder.join("directory.yaml");
+        std::fs::write(&file, "revision: 1\ntrust_domain: test.mantle\npods: []\n").unwrap();
+        let storage = Storage::open(&folder.join("state")).unwrap();
+        let domain = "test.mantle".parse().unwrap();
+        let authority = Arc::new(Authority::open(&storage, &domain).unwrap());
+        let directory = Arc::new(DirectoryFile::open(&file, &domain).unwrap());
+        Service::new(authority, storage, directory, Duration::from_secs(60))
+    }
+
+    #[test]
+    fn what_is_no_nodes_name_is_refused_before_anything_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let caller = Caller::default();
+        let code = |node: &str, nonce: &[u8]| {
+            let request = AttestRequest { node: node.into(), nonce: nonce.to_vec(), ..AttestRequest::default() };
+            service.attest(&caller, &request).unwrap_err().code()
+        };
+        let nonce = caller.challenge().unwrap();
+        for name in ["", "Node", "node-a\nattested node=node-b", &"a".repeat(254)] {
+            assert_eq!(code(name, &nonce), tonic::Code::InvalidArgument, "{name:?}");
+        }
+        assert!(caller.spend(&nonce), "not even the nonce was looked at");
+        assert_eq!(code("node-a", &nonce), tonic::Code::Unauthenticated);
+    }
 
     #[test]
     fn an_agents_certificate_is_good_to_its_end_and_no_longer() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("directory.yaml");
-        std::fs::write(&file, "revision: 1\ntrust_domain: test.mantle\npods: []\n").unwrap();
-        let storage = Storage::open(&folder.path().join("state")).unwrap();
-        let domain = "test.mantle".parse().unwrap();
-        let authority = Arc::new(Authority::open(&storage, &domain).unwrap());
-        let directory = Arc::new(DirectoryFile::open(&file, &domain).unwrap());
+        let service = service(folder.path());
         let token = JoinToken::generate("node-a", [0; 32]);
-        let admitted = storage.change(|state| {
+        let admitted = service.storage.change(|state| {
             state.add_token(&token, Duration::from_secs(60));
             state.admit_by_token("node-a", &token, &[1; 32])
         });
         admitted.unwrap().unwrap();
-        let service = Service::new(authority, storage, directory, Duration::from_secs(60));
         let now = SystemTime::now();
         let agent = |until| Agent { node: "node-a".into(), node_key: [1; 32], own_key: [2; 32], until };
         let sign = |until| service.sign_all(&agent(until), &[]).map_err(|status| status.code());

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::CaError;
+use crate::state_files::{self, StateError};
 use crate::token::{JoinToken, KeyHash, from_hex, to_hex};
 
 /// Tokens that ended are forgotten after this; until then their use is refused with the right reason.
@@ -61,27 +62,40 @@ pub(crate) enum NotAdmitted {
 }
 
 impl Storage {
-    /// Makes the directory (0700) if it is not there.
+    /// Makes the directory if it is not there.
     pub(crate) fn open(folder: &Path) -> Result<Self, CaError> {
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(folder).map_err(|source| state(folder, source))?;
+        state_files::open_folder(folder)?;
         Ok(Self { folder: folder.to_owned() })
     }
 
-    /// A file's bytes, wiped when dropped; `None` if it is not there.
-    pub(crate) fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, CaError> {
+    /// Whether there is such a file, be it a link to nowhere.
+    pub(crate) fn has(&self, name: &str) -> Result<bool, CaError> {
         let path = self.path(name);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(state(&path, source)),
         }
     }
 
-    /// Writes a file (0600) whole or not at all.
+    /// A file's bytes; `None` if it is not there.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, CaError> {
+        Ok(state_files::read(&self.path(name))?)
+    }
+
+    /// A key's bytes, wiped when dropped; `None` if it is not there.
+    pub(crate) fn read_key(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, CaError> {
+        Ok(state_files::read_key(&self.path(name))?)
+    }
+
+    /// Writes a file whole or not at all.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CaError> {
-        let path = self.path(name);
-        self.write_file(&path, bytes).map_err(|source| state(&path, source))
+        Ok(state_files::write(&self.path(name), bytes)?)
+    }
+
+    /// Removes a file.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), CaError> {
+        Ok(state_files::remove(&self.path(name))?)
     }
 
     /// Whoever has the turn may make the keys; the others find them made.
@@ -105,7 +119,7 @@ impl Storage {
             };
             let result = change(&mut state);
             let text = serde_json::to_vec_pretty(&state).map_err(|error| CaError::Crypto(error.to_string()))?;
-            if before.is_none_or(|before| *before != text) {
+            if before.is_none_or(|before| before != text) {
                 self.write("state.json", &text)?;
             }
             Ok(result)
@@ -114,15 +128,6 @@ impl Storage {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
-    }
-
-    fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        // tempfile makes files with 0600.
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
     }
 }
 
@@ -169,7 +174,7 @@ impl State {
 }
 
 fn state(path: &Path, source: io::Error) -> CaError {
-    CaError::State { path: path.to_owned(), source }
+    StateError::System { path: path.to_owned(), source }.into()
 }
 
 fn now() -> u64 {

@@ -14,6 +14,12 @@ pub type KeyHash = [u8; 32];
 
 const PREFIX: &str = "mantle1.";
 
+/// Whether the text can be a node's name. Whatever else a stranger says as one is neither looked up nor logged.
+pub(crate) fn is_node_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    !text.is_empty() && text.len() <= 253 && text.bytes().all(allowed)
+}
+
 /// The text is no join token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("this is no join token: it looks like mantle1.<node>.<secret>.<hash>; make one with `mantle ca token`")]
@@ -68,7 +74,7 @@ impl FromStr for JoinToken {
         // A node's name may have dots in it; the two fields behind it have none.
         let (rest, hash) = rest.rsplit_once('.').ok_or(NotAToken)?;
         let (node, secret) = rest.rsplit_once('.').ok_or(NotAToken)?;
-        if node.is_empty() || node.len() > 253 {
+        if !is_node_name(node) {
             return Err(NotAToken);
         }
         let secret = Zeroizing::new(from_hex(secret).ok_or(NotAToken)?);
@@ -124,6 +130,16 @@ mod tests {
     fn other_texts_are_refused() {
         for text in ["", "mantle1.", "mantle1.a.b.c", "mantle2.node.00.00", "mantle1..x.y"] {
             assert_eq!(text.parse::<JoinToken>().err(), Some(NotAToken), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_nodes_name_is_short_and_plain() {
+        for name in ["a", "node-b.example", &"a".repeat(253)] {
+            assert!(is_node_name(name), "{name}");
+        }
+        for name in ["", "Node", "node/b", "node_b", "node\n", "n\u{f6}de", &"a".repeat(254)] {
+            assert!(!is_node_name(name), "{name:?}");
         }
     }
 

@@ -31,6 +31,9 @@ pub fn mantle() -> PathBuf {
     found.must("the tests run the real `mantle`: build it with `cargo build -p agent`, or set MANTLE_BIN")
 }
 
+/// What an agent logs when its predecessor has been told to go.
+const TOOK_OVER: &str = "took over";
+
 /// What tests set of an agent's configuration.
 #[derive(Clone, Debug)]
 pub struct AgentSettings {
@@ -44,6 +47,8 @@ pub struct AgentSettings {
     pub drain: &'static str,
     /// What is logged, as `MANTLE_LOG` has it.
     pub log: &'static str,
+    /// The capabilities that it has, as setpriv(1) has them; all if unset.
+    pub capabilities: Option<&'static str>,
     /// Lines that are added as they are.
     pub more: String,
 }
@@ -59,12 +64,21 @@ pub struct Agent {
     pub records: Records,
     folder: PathBuf,
     log: &'static str,
+    capabilities: Option<&'static str>,
     process: Option<Process>,
 }
 
 impl Default for AgentSettings {
     fn default() -> Self {
-        Self { max_uses: 0, idle: "15s", ttl: None, drain: "2s", log: "info,agent=debug", more: String::new() }
+        Self {
+            max_uses: 0,
+            idle: "15s",
+            ttl: None,
+            drain: "2s",
+            log: "info,agent=debug",
+            capabilities: None,
+            more: String::new(),
+        }
     }
 }
 
@@ -74,7 +88,8 @@ impl Agent {
         let (folder, node) = (world.folder().to_owned(), world.node(side).clone());
         let instance = format!("{}-{}", world.name(), side.letter());
         let records = Records::at(folder.join(format!("records-{}.jsonl", side.letter())));
-        let agent = Self { node, instance, records, folder, log: settings.log, process: None };
+        let AgentSettings { log, capabilities, .. } = *settings;
+        let agent = Self { node, instance, records, folder, log, capabilities, process: None };
         agent.configure(world, settings);
         agent
     }
@@ -118,6 +133,21 @@ impl Agent {
         let mut command = self.command(&[]);
         command.env("MANTLE_LOG", self.log);
         self.process = Some(world.start(&self.process_name(), &mut command));
+    }
+
+    /// Starts another one that takes over from it, waits until that serves, and returns the one from before, which drains.
+    #[track_caller]
+    pub fn take_over(&mut self, world: &World) -> Process {
+        let before = self.said().matches(TOOK_OVER).count();
+        let mut command = self.command(&["--take-over"]);
+        command.env("MANTLE_LOG", self.log);
+        let old = self.process.replace(world.start(&self.process_name(), &mut command));
+        wait::until("the successor serves", || {
+            let process = self.process.as_mut().must("it was started");
+            assert!(process.is_running(), "{} has ended:\n{}", self.instance, process.said());
+            (self.said().matches(TOOK_OVER).count() > before).then_some(())
+        });
+        old.must("the agent does not run")
     }
 
     /// Ends it by SIGKILL.
@@ -180,7 +210,14 @@ impl Agent {
 
     /// `mantle agent <words> --config <its configuration>`, on its node.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = self.node.namespace.command(mantle());
+        let mut command = match self.capabilities {
+            None => self.node.namespace.command(mantle()),
+            Some(capabilities) => {
+                let mut command = self.node.namespace.command("setpriv");
+                command.args(["--inh-caps=-all", &format!("--bounding-set={capabilities}"), "--"]).arg(mantle());
+                command
+            }
+        };
         command.arg("agent").args(words).arg("--config").arg(self.config_path());
         command
     }
@@ -188,6 +225,11 @@ impl Agent {
     /// Where its kernel state is pinned.
     pub fn pins(&self) -> PathBuf {
         Path::new("/sys/fs/bpf/mantle").join(&self.instance)
+    }
+
+    /// Where this version's maps and links are among them.
+    pub fn layout(&self) -> PathBuf {
+        self.pins().join(format!("abi{}", agent_common::ABI))
     }
 
     /// Its configuration file.

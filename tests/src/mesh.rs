@@ -94,6 +94,16 @@ impl Mesh {
         pod
     }
 
+    /// Lists pods' IPv6 addresses as well, and waits until they are served there.
+    pub fn dual_stack(&mut self, pods: &[&Pod]) {
+        self.change(|directory| {
+            for pod in pods {
+                directory.entry(pod).addresses.push(pod.address6.into());
+            }
+        });
+        self.until_serving();
+    }
+
     /// Enrols pods as an operator does: listed, then serving, then published, then in force everywhere.
     pub fn enrol(&mut self, pods: &[&Pod]) {
         self.change(|directory| {

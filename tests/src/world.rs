@@ -68,7 +68,7 @@ pub struct Pod {
     pub side: Side,
     /// Its address.
     pub address: Ipv4Addr,
-    /// Its other address, which the directory does not list.
+    /// Its other address, which the directory lists for dual-stack pods only.
     pub address6: Ipv6Addr,
     /// Its network, with `eth0`.
     pub namespace: Namespace,
@@ -222,7 +222,7 @@ impl World {
         paths.sort();
         for path in paths {
             let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
-            if ["log", "json"].contains(&kind) {
+            if ["log", "json", "jsonl"].contains(&kind) {
                 let text = std::fs::read_to_string(&path).unwrap_or_default();
                 eprintln!("--- {}\n{}", path.display(), text.trim_end());
             }
@@ -278,6 +278,16 @@ impl Pod {
     /// Its address with a port.
     pub fn at(&self, port: u16) -> SocketAddr {
         (self.address, port).into()
+    }
+
+    /// Its IPv6 address with a port.
+    pub fn at6(&self, port: u16) -> SocketAddr {
+        (self.address6, port).into()
+    }
+
+    /// Sets a sysctl of its network; `name` is its path below `/proc/sys`.
+    pub fn set(&self, name: &str, value: &str) {
+        self.namespace.set(name, value);
     }
 
     /// Its identity under the trust domain of all tests.

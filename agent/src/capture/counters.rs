@@ -12,7 +12,7 @@ const REFUSALS: [(Counter, &str); 12] = [
     (Counter::RefusedBefore, "refused_before"),
     (Counter::UnknownPod, "unknown_pod"),
     (Counter::OwnPort, "own_port"),
-    (Counter::Ipv6, "native_ipv6"),
+    (Counter::NoAddress, "no_address"),
     (Counter::NoMemory, "no_memory"),
     (Counter::Strict, "strict"),
     (Counter::UnknownFlow, "unknown_flow"),

@@ -1,12 +1,12 @@
 //! The agent's own connections inside a pod's namespace: tunnels to other pods, and dials to the application.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
-use agent_common::{CAPTURE_MASK, CAPTURE_NET, FlowKey};
+use agent_common::{CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, FlowKey};
 use agent_core::address::{ClientAddr, PeerAddr};
 use nix::libc;
 use rand::Rng as _;
@@ -16,6 +16,10 @@ use tokio::net::TcpStream;
 
 use super::maps::addr;
 use super::pod::Attached;
+use super::sockets;
+
+/// How long it is believed that an application listens on a device, or does not.
+const KNOWN: Duration = Duration::from_secs(5);
 
 /// Why the agent's own connection could not be made.
 #[derive(Debug, Error)]
@@ -96,10 +100,49 @@ impl Attached {
         client: ClientAddr,
         limit: Duration,
     ) -> Result<ApplicationDial, DialError> {
-        let started = self.namespace.inside(|| Ok(self.start_application(destination, client)));
+        let started = self.namespace.inside(|| {
+            // What a listener on a device answers to the range would leave by that device.
+            let on_device = self.listens_on_a_device(destination);
+            let source = if on_device { destination.ip() } else { self.spread_source(destination.ip()) };
+            Ok(self.start_application(source, destination, client))
+        });
         let (socket, announcement) = started.map_err(DialError::Ours)??;
         let socket = connected(socket, limit).await?;
         Ok(ApplicationDial { announcement, socket })
+    }
+
+    /// Asked of the kernel now and then: applications seldom change this.
+    fn listens_on_a_device(&self, destination: SocketAddr) -> bool {
+        let mut known = self.on_device.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        known.retain(|_, (_, until)| *until > now);
+        if let Some((on_device, _)) = known.get(&destination) {
+            return *on_device;
+        }
+        let on_device = sockets::listens_on_a_device(destination)
+            .inspect_err(|error| tracing::warn!(%error, pod = %self.uid(), "cannot list the pod's listeners"));
+        let on_device = on_device.unwrap_or(false);
+        known.insert(destination, (on_device, now + KNOWN));
+        on_device
+    }
+
+    /// An address of the capture range, so that ports run out for each client and not for the application; the pod's own
+    /// where there is no range.
+    fn spread_source(&self, destination: IpAddr) -> IpAddr {
+        match destination {
+            IpAddr::V4(_) => {
+                let mask = u32::from_be(CAPTURE_MASK);
+                // Neither the network's first address nor 127/8's broadcast address.
+                let host = rand::rng().random_range(1..!mask);
+                Ipv4Addr::from(u32::from_be(CAPTURE_NET) | host).into()
+            }
+            IpAddr::V6(_) if self.has_v6_range => {
+                let [high, low] = CAPTURE_NET6.map(|word| u128::from(u32::from_be(word)));
+                let host = u128::from(rand::random::<u64>());
+                Ipv6Addr::from(high << 96 | low << 64 | host).into()
+            }
+            IpAddr::V6(own) => own.into(),
+        }
     }
 
     fn start_tunnel(&self, source: IpAddr, destination: SocketAddr, start: usize) -> Result<Socket, DialError> {
@@ -116,10 +159,10 @@ impl Attached {
 
     fn start_application(
         self: &Arc<Self>,
+        source: IpAddr,
         destination: SocketAddr,
         client: ClientAddr,
     ) -> Result<(Socket, Announcement), DialError> {
-        let source = IpAddr::V4(spread_source());
         for port in self.ports.from(0) {
             let Some(socket) = self.bound_socket(SocketAddr::new(source, port))? else {
                 continue;
@@ -154,6 +197,10 @@ impl Attached {
         socket.set_reuse_address(true).map_err(DialError::Ours)?;
         socket.set_linger(Some(Duration::ZERO)).map_err(DialError::Ours)?;
         socket.set_tcp_nodelay(true).map_err(DialError::Ours)?;
+        if local.is_ipv6() {
+            // An address of the range is routed, but on no interface; the others need no leave.
+            socket.set_freebind_v6(true).map_err(DialError::Ours)?;
+        }
         match socket.bind(&local.into()) {
             Ok(()) => Ok(Some(socket)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
@@ -186,12 +233,4 @@ async fn connected(socket: Socket, limit: Duration) -> Result<TcpStream, DialErr
 
 fn network(error: io::Error) -> DialError {
     if error.kind() == io::ErrorKind::ConnectionRefused { DialError::Refused } else { DialError::Network(error) }
-}
-
-/// An address in 127.128.0.0/9, so that ports run out for each client and not for the application.
-fn spread_source() -> Ipv4Addr {
-    let mask = u32::from_be(CAPTURE_MASK);
-    // Neither the network's first address nor 127/8's broadcast address.
-    let host = rand::rng().random_range(1..!mask);
-    Ipv4Addr::from(u32::from_be(CAPTURE_NET) | host)
 }

@@ -2,13 +2,13 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use agent_common::{CAPTURE_PORT, SLOT_INBOUND, SLOT_OUTBOUND, TUNNEL_PORT};
+use agent_common::{CAPTURE_PORT, SLOT_INBOUND, SLOT_OUTBOUND, SLOT_V6, TUNNEL_PORT};
 use agent_core::address::{ClientAddr, OriginalDst, PeerAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -18,6 +18,8 @@ use super::maps::ip;
 use super::pod::Attached;
 
 const BACKLOG: i32 = 4096;
+/// Where the listeners' search for a port begins among the candidates: behind those that tunnels begin with.
+const LISTENERS_FROM: usize = 2048;
 
 /// A connection that left the pod and came to us instead.
 #[derive(Debug)]
@@ -73,14 +75,33 @@ pub struct OutboundListener(Steered);
 pub struct InboundListener(Steered);
 
 impl Attached {
-    /// Opens both listeners in the pod. To be called on the runtime that will accept from them.
+    /// Opens a pair of listeners in the pod for each family of which it has an address. To be called on the runtime that
+    /// will accept from them.
     ///
     /// # Errors
     /// The system's.
-    pub fn listen(self: &Arc<Self>) -> io::Result<(OutboundListener, InboundListener)> {
-        let (outbound, inbound) = self.namespace.inside(|| Ok((loopback_listener()?, loopback_listener()?)))?;
+    pub fn listen(self: &Arc<Self>) -> io::Result<Vec<(OutboundListener, InboundListener)>> {
+        let mut pairs = Vec::new();
+        if self.addresses().iter().any(IpAddr::is_ipv4) {
+            pairs.push(self.listen_at(Ipv4Addr::LOCALHOST.into(), 0)?);
+        }
+        if self.addresses().iter().any(IpAddr::is_ipv6) {
+            pairs.push(self.listen_at(Ipv6Addr::LOCALHOST.into(), SLOT_V6)?);
+        }
+        Ok(pairs)
+    }
+
+    fn listen_at(self: &Arc<Self>, loopback: IpAddr, behind: u32) -> io::Result<(OutboundListener, InboundListener)> {
+        let listener = || {
+            // Not a port that the pod's own sockets are given.
+            let bound =
+                self.ports.from(LISTENERS_FROM).find_map(|port| listener_at((loopback, port).into()).transpose());
+            bound.unwrap_or_else(|| Err(io::ErrorKind::AddrInUse.into()))
+        };
+        let (outbound, inbound) = self.namespace.inside(|| Ok((listener()?, listener()?)))?;
         let steered = |listener: StdListener, slot| {
-            Ok::<_, io::Error>(Steered { listener: TcpListener::from_std(listener)?, pod: Arc::clone(self), slot })
+            let listener = TcpListener::from_std(listener)?;
+            Ok::<_, io::Error>(Steered { listener, pod: Arc::clone(self), slot: slot + behind })
         };
         Ok((OutboundListener(steered(outbound, SLOT_OUTBOUND)?), InboundListener(steered(inbound, SLOT_INBOUND)?)))
     }
@@ -170,14 +191,20 @@ pub(super) fn set_linger_zero(socket: &TcpStream) -> io::Result<()> {
     socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
 
-fn loopback_listener() -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
+/// `None` if the port is taken.
+fn listener_at(address: SocketAddr) -> io::Result<Option<StdListener>> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     // Its children occupy the port of the connection that they carry; with this set an application that restarts on
     // that port can bind it.
     socket.set_reuse_address(true)?;
     // Its children inherit this: not even one that is closed before we have looked at it ends cleanly.
     socket.set_linger(Some(Duration::ZERO))?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    match socket.bind(&address.into()).and_then(|()| socket.listen(BACKLOG)) {
+        Ok(()) => Ok(Some(socket.into())),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+        Err(error) => Err(error),
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -15,13 +16,14 @@ use super::{CaptureConfig, StartError};
 pub(super) struct Pins {
     instance: PathBuf,
     directory: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl Pins {
-    /// Takes the instance's lock and makes its directory; pins of another layout are left untouched.
-    pub(super) fn open(config: &CaptureConfig) -> Result<Self, StartError> {
-        let lock = lock(config)?;
+    /// Takes the instance's lock, or one that was handed over, and makes its directory; pins of another layout are left
+    /// untouched.
+    pub(super) fn open(config: &CaptureConfig, handed: Option<OwnedFd>) -> Result<Self, StartError> {
+        let lock = lock(config, handed)?;
         let instance = config.bpffs.join("mantle").join(&config.instance);
         let directory = instance.join(format!("abi{ABI}"));
         if let Some(other) = other_layout(&instance, &directory).map_err(|e| StartError::pins(&instance, e))? {
@@ -29,14 +31,19 @@ impl Pins {
         }
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&directory).map_err(|e| StartError::pins(&directory, e))?;
-        Ok(Self { instance, directory, _lock: lock })
+        Ok(Self { instance, directory, lock })
+    }
+
+    /// The instance's lock: whoever has this descriptor holds it.
+    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// Takes the instance's lock for removing everything, whatever layout it has.
     pub(super) fn open_any_layout(config: &CaptureConfig) -> Result<Self, StartError> {
-        let lock = lock(config)?;
+        let lock = lock(config, None)?;
         let instance = config.bpffs.join("mantle").join(&config.instance);
-        Ok(Self { directory: instance.join(format!("abi{ABI}")), instance, _lock: lock })
+        Ok(Self { directory: instance.join(format!("abi{ABI}")), instance, lock })
     }
 
     /// Where a map is pinned.
@@ -91,16 +98,12 @@ fn is_link(path: &Path) -> bool {
     name.starts_with("link_") || name.starts_with("pod_")
 }
 
-fn lock(config: &CaptureConfig) -> Result<Flock<File>, StartError> {
+fn lock(config: &CaptureConfig, handed: Option<OwnedFd>) -> Result<Flock<File>, StartError> {
     fs::create_dir_all(&config.run_dir).map_err(|e| StartError::lock(&config.run_dir, e))?;
     let path = config.run_dir.join(format!("{}.lock", config.instance));
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| StartError::lock(&path, e))?;
+    let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    // A lock that was handed over is taken by taking it again (flock(2): it is the open file's, not the process's).
+    let file = handed.map_or_else(open, |lock| Ok(lock.into())).map_err(|e| StartError::lock(&path, e))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
         let in_use = errno == nix::errno::Errno::EWOULDBLOCK;
         if in_use { StartError::InUse(path) } else { StartError::lock(&path, errno.into()) }

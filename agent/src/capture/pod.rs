@@ -1,13 +1,16 @@
 //! A pod that is under our programs.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use agent_common::{FLAG_FAIL_OPEN, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED, STATE_KNOWN};
+use agent_common::{
+    Addr, FLAG_FAIL_OPEN, FLAG_V6_RANGE, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED, STATE_KNOWN,
+};
 use agent_core::address::OriginalDst;
 use agent_core::directory::{Fail, Mode, Pod};
 use agent_core::identity::PodUid;
@@ -16,9 +19,10 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use super::heartbeat::kernel_time;
-use super::maps::{Maps, pod_addresses, uid_bytes};
+use super::maps::{Maps, addr, pod_addresses, uid_bytes};
 use super::netns::Namespace;
 use super::ports::Ports;
+use super::route;
 
 /// Why a pod can't be enrolled.
 #[derive(Debug, Error)]
@@ -68,8 +72,12 @@ pub struct Attached {
     index: u32,
     was_enrolled: bool,
     thread: AtomicU32,
+    /// The IPv6 capture range is local in the namespace.
+    pub(super) has_v6_range: bool,
     pub(super) namespace: Namespace,
     pub(super) ports: Ports,
+    /// Where the pod's applications listen on a device only, and until when that is believed.
+    pub(super) on_device: Mutex<HashMap<SocketAddr, (bool, Instant)>>,
     pub(super) maps: Arc<Maps>,
 }
 
@@ -84,8 +92,18 @@ impl Attached {
         if ports.inside_ephemeral() {
             warn!(pod = %pod.uid, "ip_local_port_range leaves no port for the agent's sockets; they can meet the pod's own");
         }
-        let (uid, addresses) = (pod.uid.clone(), pod.addresses.clone());
-        Ok(Self { uid, addresses, index, was_enrolled, thread: AtomicU32::new(0), namespace, ports, maps })
+        Ok(Self {
+            uid: pod.uid.clone(),
+            addresses: pod.addresses.clone(),
+            index,
+            was_enrolled,
+            thread: AtomicU32::new(0),
+            has_v6_range: pod.addresses.iter().any(IpAddr::is_ipv6) && add_v6_range(pod, &namespace),
+            namespace,
+            ports,
+            on_device: Mutex::default(),
+            maps,
+        })
     }
 
     /// The pod's UID.
@@ -131,17 +149,20 @@ impl Attached {
             Mode::Permissive => MODE_PERMISSIVE,
             Mode::Strict => MODE_STRICT,
         };
-        let flags = match pod.fail {
+        let fail = match pod.fail {
             Fail::Closed => 0,
             Fail::Open => FLAG_FAIL_OPEN,
         };
+        let flags = fail | if self.has_v6_range { FLAG_V6_RANGE } else { 0 };
         let value = Netns {
             state,
             mode,
             flags,
             pod_index: self.index,
             thread: self.thread.load(Ordering::Relaxed),
-            addresses: pod_addresses(&v4_first(&self.addresses)),
+            addresses: pod_addresses(&self.addresses),
+            primary4: self.primary(IpAddr::is_ipv4),
+            primary6: self.primary(IpAddr::is_ipv6),
             uid: uid_bytes(&self.uid),
         };
         self.maps.set_netns(self.namespace.cookie(), &value)
@@ -157,6 +178,19 @@ impl Attached {
         }
     }
 
+    /// Leaves the pod's routes as they were. What the agent's connections still need of them ends with this.
+    pub(super) fn remove_v6_range(&self) {
+        let removed = if self.has_v6_range { self.namespace.inside(route::remove_v6_range) } else { Ok(()) };
+        if let Err(error) = removed {
+            warn!(pod = %self.uid, %error, "cannot take the capture range away");
+        }
+    }
+
+    /// The first of the pod's addresses of a family; zero if it has none.
+    fn primary(&self, family: impl Fn(&IpAddr) -> bool) -> Addr {
+        self.addresses.iter().copied().find(family).map(addr).unwrap_or_default()
+    }
+
     pub(super) fn index(&self) -> u32 {
         self.index
     }
@@ -166,8 +200,11 @@ impl Attached {
     }
 }
 
-/// The kernel's programs bind IPv4 sockets to the first address.
-fn v4_first(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|address| address.is_ipv4());
-    [v4, v6].concat()
+/// Without the range IPv6 works all the same, but the pod's source ports run out for all destinations together.
+fn add_v6_range(pod: &Pod, namespace: &Namespace) -> bool {
+    let added = namespace.inside(route::add_v6_range);
+    if let Err(error) = &added {
+        warn!(pod = %pod.uid, %error, "IPv6 goes by the pod's own address: the capture range cannot be made local");
+    }
+    added.is_ok()
 }

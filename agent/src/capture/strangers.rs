@@ -182,6 +182,8 @@ fn left_alone(uid: [u8; UID_LEN]) -> Netns {
         pod_index: NO_POD,
         thread: 0,
         addresses: [[0; 4]; POD_ADDRESSES],
+        primary4: [0; 4],
+        primary6: [0; 4],
         uid,
     }
 }

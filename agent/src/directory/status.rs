@@ -83,6 +83,11 @@ impl StatusFile {
         Self { path: path.to_owned(), instance: instance.into(), node: node.into(), written: Vec::new() }
     }
 
+    /// Somebody else may have written the file: the next status is written whether it has changed or not.
+    pub fn forget(&mut self) {
+        self.written.clear();
+    }
+
     /// Writes the status if it has changed. A failure is logged, and tried again with the next change.
     pub fn write(&mut self, report: &Report, counted: &Counted) {
         let Report { revision, problem, pods } = report;

@@ -13,7 +13,7 @@ async fn changes_are_taken_up_and_mistakes_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("directory.yaml");
     std::fs::write(&path, ONE).unwrap();
-    let source = Source::start(&path, &trust_domain()).unwrap();
+    let source = Source::start(&path, &trust_domain(), None).unwrap();
     let (mut directory, mut problem) = (source.directory(), source.problem());
     assert_eq!(directory.borrow_and_update().revision(), 1);
 
@@ -40,7 +40,7 @@ async fn another_trust_domains_directory_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("directory.yaml");
     std::fs::write(&path, ONE.replace("demo.mantle", "other.mantle")).unwrap();
-    assert!(matches!(Source::start(&path, &trust_domain()), Err(SourceError::TrustDomain { .. })));
+    assert!(matches!(Source::start(&path, &trust_domain(), None), Err(SourceError::TrustDomain { .. })));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use ca::wire::{
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
 use tonic::transport::Channel;
-use tracing::info;
+use tracing::{debug, info, warn};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::IdentityConfig;
@@ -20,6 +20,9 @@ use super::transport::{AgentCertificate, CaPlace, connect};
 
 /// An attestation is used for half of the hour that its certificate lives.
 const SESSION: Duration = Duration::from_secs(30 * 60);
+
+/// When that fails, it is tried again after this long; the certificate is good meanwhile.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Anchors of each trust domain, as the CA gives them.
 pub(super) type Anchors = HashMap<TrustDomain, Vec<CertificateDer<'static>>>;
@@ -44,7 +47,26 @@ pub(super) enum Answer {
 pub(super) struct Client {
     place: CaPlace,
     node: Node,
-    session: Option<(CaClient<Channel>, Instant)>,
+    session: Option<Session>,
+}
+
+/// An attestation, good until its certificate ends.
+struct Session {
+    certificate: AgentCertificate,
+    /// The connection under the certificate, made when it is needed.
+    client: Option<CaClient<Channel>>,
+    /// When to attest again.
+    due: Instant,
+}
+
+impl Session {
+    async fn client(&mut self, place: &CaPlace) -> Result<CaClient<Channel>, String> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
+        let client = CaClient::new(connect(place, Some(&self.certificate)).await?);
+        Ok(self.client.insert(client).clone())
+    }
 }
 
 impl Client {
@@ -78,18 +100,48 @@ impl Client {
     }
 
     async fn session(&mut self) -> Result<CaClient<Channel>, String> {
-        if let Some((client, _)) = self.session.as_ref().filter(|(_, since)| since.elapsed() < SESSION) {
-            return Ok(client.clone());
+        let session = self.session.take().filter(|session| session.certificate.is_valid());
+        self.session = session;
+        if let Some(session) = self.session.as_mut().filter(|session| Instant::now() < session.due) {
+            let client = session.client(&self.place).await;
+            if client.is_err() {
+                session.due = Instant::now();
+            }
+            return client;
         }
-        let certificate = self.attest().await?;
-        let client = CaClient::new(connect(&self.place, Some(&certificate)).await?);
-        self.session = Some((client.clone(), Instant::now()));
-        Ok(client)
+        let error = match self.attest().await {
+            Ok(certificate) => {
+                // Attested, whether the next connection can be made or not.
+                let session = self.session.insert(Session { certificate, client: None, due: Instant::now() + SESSION });
+                return session.client(&self.place).await;
+            }
+            Err(error) => error,
+        };
+        let Some(Session { client: Some(client), due, .. }) = &mut self.session else { return Err(error) };
+        warn!(%error, "cannot attest again yet: the attestation before is used");
+        *due = Instant::now() + AGAIN;
+        Ok(client.clone())
+    }
+
+    /// As an agent, if we are one: strangers can't take an agent's place at the CA. Otherwise as a stranger.
+    async fn attest(&mut self) -> Result<AgentCertificate, String> {
+        if let Some(session) = &mut self.session {
+            let attested = match session.client(&self.place).await {
+                Ok(client) => self.attest_over(client).await,
+                Err(error) => Err(error),
+            };
+            match attested {
+                Ok(certificate) => return Ok(certificate),
+                // The CA may have taken back what it gave.
+                Err(error) => debug!(error, "cannot attest as an agent"),
+            }
+        }
+        let client = CaClient::new(connect(&self.place, None).await?);
+        self.attest_over(client).await
     }
 
     /// Proves to be this node: by the token the first time, by the node's key from then on.
-    async fn attest(&mut self) -> Result<AgentCertificate, String> {
-        let mut client = CaClient::new(connect(&self.place, None).await?);
+    async fn attest_over(&mut self, mut client: CaClient<Channel>) -> Result<AgentCertificate, String> {
         let words = |status: tonic::Status| format!("the CA does not attest this node: {}", status.message());
         let nonce = client.challenge(ChallengeRequest {}).await.map_err(words)?.into_inner().nonce;
         let KeyRequest { key, csr } = key_request()?;
@@ -104,14 +156,18 @@ impl Client {
             csr,
         };
         let answer = client.attest(request).await.map_err(words)?.into_inner();
+        let chain = answer.chain.into_iter().map(CertificateDer::from).collect();
+        let certificate = AgentCertificate::new(chain, key).ok_or("the CA's answer has no certificate")?;
         self.node.joined();
         info!(node = %self.node.name, "attested");
-        Ok(AgentCertificate { chain: answer.chain.into_iter().map(CertificateDer::from).collect(), key })
+        Ok(certificate)
     }
 
-    /// After any failure the next call begins from the start: with a new connection and a new attestation.
+    /// After any failure the next call has a new connection, and attests anew if it can.
     fn failed(&mut self, status: &tonic::Status) -> String {
-        self.session = None;
+        if let Some(session) = &mut self.session {
+            (session.client, session.due) = (None, Instant::now());
+        }
         format!("the CA: {}", status.message())
     }
 }
@@ -134,5 +190,80 @@ fn answer_of(result: SignResult) -> Answer {
         }
         Some(sign_result::Result::Refused(refused)) => Answer::Refused(refused.detail),
         None => Answer::Refused("the CA's answer is empty".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::identity::tests::TestCa;
+
+    /// A client that has attested, and must do so again.
+    async fn due(ca: &TestCa) -> Client {
+        let config = ca.node("node-a", "a", Some(&ca.token("node-a")));
+        let mut client = Client::new(&config, Node::open(&config).unwrap());
+        client.trust().await.unwrap();
+        client.session.as_mut().unwrap().due = Instant::now();
+        client
+    }
+
+    fn leaf(client: &Client) -> CertificateDer<'static> {
+        client.session.as_ref().unwrap().certificate.chain[0].clone()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_agent_attests_again_while_strangers_keep_strangers_out() {
+        let ca = TestCa::start().await;
+        let mut client = due(&ca).await;
+        let first = leaf(&client);
+        let mut strangers = Vec::new();
+        let mut kept_out = false;
+        while !kept_out && strangers.len() < 200 {
+            // Whom there is no place for is let in as far as TLS, and no further.
+            let Ok(stranger) = connect(&client.place, None).await else { break };
+            let mut stranger = CaClient::new(stranger);
+            kept_out = stranger.challenge(ChallengeRequest {}).await.is_err();
+            strangers.push(stranger);
+        }
+        client.trust().await.unwrap();
+        assert_ne!(leaf(&client), first);
+        // Also when the connection is lost.
+        let second = leaf(&client);
+        let session = client.session.as_mut().unwrap();
+        (session.client, session.due) = (None, Instant::now());
+        client.trust().await.unwrap();
+        assert_ne!(leaf(&client), second);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_attestation_is_used_to_its_end_when_there_is_no_other() {
+        let ca = TestCa::start().await;
+        let mut client = due(&ca).await;
+        let first = leaf(&client);
+        // A name that the CA does not let in by this key.
+        client.node.name = "node-x".into();
+        client.trust().await.unwrap();
+        assert_eq!(leaf(&client), first);
+        // Nor does a call that fails end it.
+        client.failed(&tonic::Status::unavailable(""));
+        client.trust().await.unwrap();
+        assert_eq!(leaf(&client), first);
+        // Its end does.
+        client.session.as_mut().unwrap().certificate.until = std::time::UNIX_EPOCH;
+        let error = client.trust().await.unwrap_err();
+        assert!(error.contains("does not attest this node"), "{error}");
+        assert!(client.session.is_none());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_attestation_that_is_not_due_is_used() {
+        let ca = TestCa::start().await;
+        let mut client = due(&ca).await;
+        client.session.as_mut().unwrap().due += SESSION;
+        let first = leaf(&client);
+        client.trust().await.unwrap();
+        assert_eq!(leaf(&client), first);
     }
 }

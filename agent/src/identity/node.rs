@@ -2,12 +2,12 @@
 //! killed agent returns by itself.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+use ca::state_files::{self, StateError};
 use ca::token::{JoinToken, KeyHash, from_hex, to_hex};
 use thiserror::Error;
 use tracing::warn;
@@ -19,9 +19,12 @@ use super::IdentityConfig;
 #[derive(Debug, Error)]
 pub enum IdentityError {
     /// The state can't be used.
-    #[error("cannot use {}: {source}", path.display())]
-    State {
-        /// The file or directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The token's file can't be read.
+    #[error("cannot read the join token in {}: {source}", path.display())]
+    TokenFile {
+        /// The file.
         path: PathBuf,
         /// The system's word.
         source: io::Error,
@@ -72,8 +75,7 @@ impl Node {
     /// Reads the state, or makes it.
     pub(super) fn open(config: &IdentityConfig) -> Result<Self, IdentityError> {
         let folder = &config.state_dir;
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(folder).map_err(|source| state(folder, source))?;
+        state_files::open_folder(folder)?;
         let key = node_key(&folder.join("node.key"))?;
         let stored = root_key_hash(&folder.join("root.hash"))?;
         let token = config.join_token_file.as_deref().map(|path| read_token(path, &config.node)).transpose();
@@ -85,15 +87,16 @@ impl Node {
                 None
             }
         };
-        let root_key_hash = match (stored, &token) {
-            (Some(stored), Some(token)) if stored != token.root_key_hash() => {
-                warn!("the join token is of another root than the one this node has joined; the latter is believed");
-                stored
+        // Our CA is not told another one's secret.
+        let token = token.filter(|token| {
+            let ours = stored.is_none_or(|stored| stored == token.root_key_hash());
+            if !ours {
+                warn!("the join token is not used: it is of another root than the one this node has joined");
             }
-            (Some(stored), _) => stored,
-            (None, Some(token)) => token.root_key_hash(),
-            (None, None) => return Err(IdentityError::NotJoined(config.node.clone())),
-        };
+            ours
+        });
+        let root_key_hash = stored.or(token.as_ref().map(JoinToken::root_key_hash));
+        let root_key_hash = root_key_hash.ok_or_else(|| IdentityError::NotJoined(config.node.clone()))?;
         let join_token = token.map(|token| Zeroizing::new(token.to_string()));
         Ok(Self { name: config.node.clone(), key, state_dir: folder.clone(), root_key_hash, join_token })
     }
@@ -114,58 +117,39 @@ impl Node {
             return;
         }
         let path = self.state_dir.join("root.hash");
-        if let Err(error) = write(&path, to_hex(&self.root_key_hash).as_bytes()) {
-            warn!(path = %path.display(), %error, "cannot keep the root's hash: the next start needs the token again");
+        if let Err(error) = state_files::write(&path, to_hex(&self.root_key_hash).as_bytes()) {
+            warn!(%error, "cannot keep the root's hash: the next start needs the token again");
         }
     }
 }
 
 fn node_key(path: &Path) -> Result<EcdsaKeyPair, IdentityError> {
-    let der = match fs::read(path) {
-        Ok(der) => Zeroizing::new(der),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    let der = match state_files::read_key(path)? {
+        Some(der) => der,
+        None => {
             let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
             let key = key.map_err(|_| IdentityError::Key)?;
             let der = Zeroizing::new(key.as_ref().to_vec());
-            write(path, &der).map_err(|source| state(path, source))?;
+            state_files::write(path, &der)?;
             der
         }
-        Err(source) => return Err(state(path, source)),
     };
     EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &der)
         .map_err(|_| IdentityError::Damaged { path: path.to_owned() })
 }
 
 fn root_key_hash(path: &Path) -> Result<Option<KeyHash>, IdentityError> {
-    match fs::read_to_string(path) {
-        Ok(text) => match from_hex(text.trim()) {
-            Some(hash) => Ok(Some(hash)),
-            None => Err(IdentityError::Damaged { path: path.to_owned() }),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(state(path, source)),
-    }
+    let Some(text) = state_files::read(path)? else { return Ok(None) };
+    let hash = std::str::from_utf8(&text).ok().and_then(|text| from_hex(text.trim()));
+    hash.map(Some).ok_or_else(|| IdentityError::Damaged { path: path.to_owned() })
 }
 
 fn read_token(path: &Path, node: &str) -> Result<Option<JoinToken>, IdentityError> {
-    let text = fs::read_to_string(path).map_err(|source| state(path, source))?;
-    let text = Zeroizing::new(text);
+    let text = fs::read_to_string(path);
+    let text = Zeroizing::new(text.map_err(|source| IdentityError::TokenFile { path: path.to_owned(), source })?);
     let token: JoinToken = text.parse().map_err(|source| IdentityError::Token { path: path.to_owned(), source })?;
     if token.node() != node {
         return Err(IdentityError::OtherNode { found: token.node().to_owned(), wanted: node.to_owned() });
     }
     Ok(Some(token))
-}
-
-/// Whole or not at all, and for the owner alone: tempfile makes files with 0600.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
-fn state(path: &Path, source: io::Error) -> IdentityError {
-    IdentityError::State { path: path.to_owned(), source }
 }

@@ -7,12 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::schedule::Schedule;
 use ca::wire::SignItem;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
-use super::Certificates;
 use super::client::{Answer, Client, KeyRequest, key_request};
+use super::{Certificates, Estate, Inherited};
 use crate::secure::{Credentials, Trust};
 
 /// The wall clock can be set: it is looked at again at least this often.
@@ -26,11 +28,18 @@ pub(super) struct Renewal {
     client: Client,
     ttl: Option<Duration>,
     wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
-    certificates: watch::Sender<Arc<Certificates>>,
-    trust: watch::Sender<Arc<Trust>>,
+    told: Told,
+    /// Until it is known which pods are ours.
+    inherited: HashMap<PodUid, Inherited>,
     pods: HashMap<PodUid, Pod>,
     trust_schedule: Schedule,
     generation: u64,
+}
+
+/// Where it tells what there is.
+pub(super) struct Told {
+    pub(super) certificates: watch::Sender<Arc<Certificates>>,
+    pub(super) trust: watch::Sender<Arc<Trust>>,
 }
 
 struct Pod {
@@ -45,16 +54,23 @@ impl Renewal {
         client: Client,
         ttl: Option<Duration>,
         wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
-        certificates: watch::Sender<Arc<Certificates>>,
-        trust: watch::Sender<Arc<Trust>>,
+        told: Told,
+        estate: Estate,
     ) -> Self {
         let trust_schedule = Schedule::new(now());
-        Self { client, ttl, wanted, certificates, trust, pods: HashMap::new(), trust_schedule, generation: 0 }
+        match Trust::new(estate.trust) {
+            Ok(trust) => _ = told.trust.send_replace(trust),
+            Err(error) => warn!(%error, "the trust of the agent before this one is not used"),
+        }
+        let inherited = estate.pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+        Self { client, ttl, wanted, told, inherited, pods: HashMap::new(), trust_schedule, generation: 0 }
     }
 
     pub(super) async fn run(mut self) {
         loop {
             self.follow_wanted();
+            // What was inherited is of use before the CA has answered.
+            self.publish();
             self.renew_trust().await;
             self.renew_certificates().await;
             self.publish();
@@ -70,7 +86,7 @@ impl Renewal {
 
     /// A pod that is gone loses its key here; its connections lose theirs as they end.
     fn follow_wanted(&mut self) {
-        let wanted = self.wanted.borrow_and_update();
+        let wanted = self.wanted.borrow_and_update().clone();
         self.pods.retain(|uid, pod| wanted.iter().any(|(id, identity)| id == uid && *identity == pod.identity));
         for (uid, identity) in wanted.iter() {
             self.pods.entry(uid.clone()).or_insert_with(|| Pod {
@@ -79,6 +95,12 @@ impl Renewal {
                 held: None,
                 refusal: None,
             });
+            if let Some(Inherited { chain, key, .. }) = self.inherited.remove(uid) {
+                self.take(uid, chain, &key);
+            }
+        }
+        if !wanted.is_empty() {
+            self.inherited.clear();
         }
     }
 
@@ -90,7 +112,7 @@ impl Renewal {
         match fetched.and_then(|anchors| Trust::new(anchors).map_err(|error| error.to_string())) {
             Ok(trust) => {
                 self.trust_schedule = Schedule::new(now() + TRUST);
-                self.trust.send_if_modified(|current| {
+                self.told.trust.send_if_modified(|current| {
                     let changed = **current != *trust;
                     if changed {
                         *current = trust;
@@ -130,7 +152,7 @@ impl Renewal {
         let answers = self.client.sign(uids.iter().zip(&requests).map(item).collect()).await?;
         for ((uid, request), answer) in uids.iter().zip(requests).zip(answers) {
             match answer {
-                Answer::Issued(chain) => self.issued(uid, chain, &request),
+                Answer::Issued(chain) => self.take(uid, chain, &request.key),
                 Answer::Refused(reason) => {
                     warn!(pod = %uid, reason, "the CA gives no certificate");
                     self.failed(uid, Some(reason));
@@ -140,11 +162,11 @@ impl Renewal {
         Ok(())
     }
 
-    fn issued(&mut self, uid: &PodUid, chain: Vec<rustls::pki_types::CertificateDer<'static>>, request: &KeyRequest) {
+    fn take(&mut self, uid: &PodUid, chain: Vec<CertificateDer<'static>>, key: &Zeroizing<Vec<u8>>) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
         self.generation += 1;
-        let trust = self.trust.borrow().clone();
-        match Credentials::accept(chain, &request.key, (&pod.identity, uid), &trust, self.generation) {
+        let trust = self.told.trust.borrow().clone();
+        match Credentials::accept(chain, key, (&pod.identity, uid), &trust, self.generation) {
             Ok(credentials) => {
                 info!(pod = %uid, identity = %pod.identity, serial = credentials.serial(), "certified");
                 pod.schedule.issued(now(), Duration::from_secs(credentials.not_after()), rand::random());
@@ -178,7 +200,7 @@ impl Renewal {
         let without = self.pods.iter().filter(|(_, pod)| pod.held.is_none());
         let refusals = without.filter_map(|(uid, pod)| Some((uid.clone(), pod.refusal.clone()?)));
         let next = Certificates { held: held.collect(), refusals: refusals.collect() };
-        self.certificates.send_if_modified(|current| {
+        self.told.certificates.send_if_modified(|current| {
             let changed = !current.is_same(&next);
             if changed {
                 *current = Arc::new(next);

@@ -26,14 +26,14 @@ pods:
 type Running = (oneshot::Sender<()>, tokio::task::JoinHandle<Result<(), ca::CaError>>);
 
 /// A real CA on loopback, with a state of its own.
-struct TestCa {
+pub(super) struct TestCa {
     folder: tempfile::TempDir,
     config: ca::config::Config,
     running: Option<Running>,
 }
 
 impl TestCa {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("directory.yaml"), DIRECTORY).unwrap();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -61,11 +61,11 @@ impl TestCa {
         task.await.unwrap().unwrap();
     }
 
-    fn token(&self, node: &str) -> String {
+    pub(super) fn token(&self, node: &str) -> String {
         ca::create_token(&self.config, node, Duration::from_secs(60)).unwrap()
     }
 
-    fn node(&self, node: &str, state: &str, token: Option<&str>) -> IdentityConfig {
+    pub(super) fn node(&self, node: &str, state: &str, token: Option<&str>) -> IdentityConfig {
         let join_token_file = token.map(|token| {
             let path = self.folder.path().join(format!("{state}.token"));
             std::fs::write(&path, token).unwrap();
@@ -116,7 +116,7 @@ impl ByHand {
         let (request, key) = self.request(&mut client, token).await;
         let reply = client.attest(request).await.map_err(|status| status.code())?;
         let chain = reply.into_inner().chain.into_iter().map(CertificateDer::from).collect();
-        Ok(AgentCertificate { chain, key: key.into() })
+        Ok(AgentCertificate::new(chain, key.into()).unwrap())
     }
 
     async fn sign(&self, certificate: &AgentCertificate, pod: &str) -> Result<sign_result::Result, Code> {
@@ -206,7 +206,7 @@ async fn only_the_certificate_that_attest_gives_may_sign() {
     let item = SignItem { csr: fresh.csr, ..item };
     let reply = hand.client(Some(&agent)).await.sign(SignRequest { items: vec![item] }).await.unwrap();
     let chain = issued(Ok(reply.into_inner().results.remove(0).result.unwrap()));
-    let pod = AgentCertificate { chain, key: fresh.key };
+    let pod = AgentCertificate::new(chain, fresh.key).unwrap();
     let pod = hand.client(Some(&pod)).await.sign(request).await;
     assert_eq!(pod.unwrap_err().code(), Code::Unauthenticated);
 }
@@ -301,7 +301,7 @@ async fn certificates_are_renewed_and_survive_both_restarts() {
     let id = |name: &str| format!("spiffe://test.mantle/ns/shop/sa/{name}").parse::<SpiffeId>().unwrap();
     let pods = vec![(web.clone(), id("web-sa")), (db.clone(), id("db-sa")), (nobody.clone(), id("x"))];
     let (wanted, wanted_pods) = watch::channel(pods);
-    let identity = start(&config, wanted_pods.clone()).unwrap();
+    let identity = start(&config, wanted_pods.clone(), Estate::default()).unwrap();
     let mut certificates = identity.certificates();
     let first = certificates.wait_for(|all| all.get(&web).is_some()).await.unwrap().get(&web).unwrap().clone();
     assert_eq!(first.identity(), &id("web-sa"));
@@ -324,7 +324,7 @@ async fn certificates_are_renewed_and_survive_both_restarts() {
     ca.run().await;
     wanted.send(vec![(web.clone(), id("web-sa"))]).unwrap();
     config.join_token_file = None;
-    let identity = start(&config, wanted_pods).unwrap();
+    let identity = start(&config, wanted_pods, Estate::default()).unwrap();
     let mut certificates = identity.certificates();
     certificates.wait_for(|all| all.get(&web).is_some()).await.unwrap();
 
@@ -340,6 +340,70 @@ async fn a_node_that_has_not_joined_is_told_how() {
     assert!(error.contains("mantle ca token --node node-a"), "{error}");
     let error = Node::open(&ca.node("node-a", "a", Some(&ca.token("node-b")))).err().unwrap().to_string();
     assert!(error.contains("is for node node-b"), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_of_another_root_is_kept_from_the_ca_that_was_joined() {
+    let (ours, other) = (TestCa::start().await, TestCa::start().await);
+    let mut node = Node::open(&ours.node("node-a", "a", Some(&ours.token("node-a")))).unwrap();
+    let root = node.root_key_hash;
+    node.joined();
+    let node = Node::open(&ours.node("node-a", "a", Some(&other.token("node-a")))).unwrap();
+    assert_eq!(node.root_key_hash, root);
+    assert!(node.join_token.is_none());
+    let node = Node::open(&ours.node("node-a", "a", Some(&ours.token("node-a")))).unwrap();
+    assert!(node.join_token.is_some(), "this one is ours");
+}
+
+/// Calls a CA from another address of this host, and says nothing.
+async fn silent(ca: &TestCa, from: &str) -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    socket.connect(ca.config.listen).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_host_that_calls_and_says_nothing_keeps_nobody_out() {
+    use tokio::io::AsyncReadExt as _;
+    let ca = TestCa::start().await;
+    let hand = ByHand::new(&ca.node("node-a", "a", Some(&ca.token("node-a"))));
+    let mut silent_ones = Vec::new();
+    for _ in 0..300 {
+        silent_ones.push(silent(&ca, "127.0.0.2").await);
+    }
+    hand.client(None).await;
+    let first = silent_ones[0].try_read(&mut [0]).unwrap_err().kind();
+    assert_eq!(first, std::io::ErrorKind::WouldBlock, "the CA still waits for those who were first");
+    // It does not wait for long.
+    let closed = tokio::time::timeout(Duration::from_secs(8), silent_ones[0].read(&mut [0])).await;
+    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_can_have_little_kept() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let ca = TestCa::start().await;
+    let hand = ByHand::new(&ca.node("node-a", "a", Some(&ca.token("node-a"))));
+    let large = AttestRequest { node: "node-a".into(), csr: vec![0; 65 * 1024], ..AttestRequest::default() };
+    assert_eq!(hand.client(None).await.attest(large).await.unwrap_err().code(), Code::OutOfRange);
+
+    // The first frame that a server sends has its settings (RFC 9113 §3.4): number, value, …
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(super::transport::tls_config(&hand.place, None).unwrap()));
+    let name = rustls::pki_types::ServerName::try_from("ca").unwrap();
+    let socket = tokio::net::TcpStream::connect(ca.config.listen).await.unwrap();
+    let mut stream = tls.connect(name, socket).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut header = [0; 9];
+    stream.read_exact(&mut header).await.unwrap();
+    assert_eq!(header[3], 4, "SETTINGS");
+    let mut settings = vec![0; usize::from(u16::from_be_bytes([header[1], header[2]]))];
+    stream.read_exact(&mut settings).await.unwrap();
+    let value = |number: u8| {
+        let found = settings.chunks(6).find(|setting| setting[..2] == [0, number]).unwrap();
+        u32::from_be_bytes(found[2..].try_into().unwrap())
+    };
+    let (calls, window) = (value(3), value(4));
+    assert!(calls <= 8 && window <= 64 * 1024, "{calls} calls of {window} bytes");
 }
 
 #[test]
@@ -362,4 +426,15 @@ fn keys_are_for_their_owner_alone() {
     assert_eq!(mode(&config.state_dir.join("node.key")), 0o600);
     let again = Node::open(&config).unwrap();
     assert_eq!(first.public_key(), again.public_key());
+
+    let told = |path: &Path, mode: u32, fix: &str| {
+        let before = std::fs::metadata(path).unwrap().permissions();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let error = Node::open(&config).err().unwrap().to_string();
+        assert!(error.contains(&format!("`chmod {fix} {}`", path.display())), "{error}");
+        std::fs::set_permissions(path, before).unwrap();
+    };
+    told(&config.state_dir, 0o777, "700");
+    told(&config.state_dir.join("node.key"), 0o640, "600");
+    Node::open(&config).unwrap();
 }

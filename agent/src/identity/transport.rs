@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::identity::TrustDomain;
 use ca::token::KeyHash;
@@ -37,6 +37,22 @@ pub(super) struct CaPlace {
 pub(super) struct AgentCertificate {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: Zeroizing<Vec<u8>>,
+    pub(super) until: SystemTime,
+}
+
+impl AgentCertificate {
+    /// `None` if the chain has no leaf, or one that can't be read.
+    pub(super) fn new(chain: Vec<CertificateDer<'static>>, key: Zeroizing<Vec<u8>>) -> Option<Self> {
+        let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+        let ends = u64::try_from(leaf.validity().not_after.timestamp()).ok()?;
+        let until = UNIX_EPOCH + Duration::from_secs(ends);
+        Some(Self { chain, key, until })
+    }
+
+    /// Whether it has not ended yet.
+    pub(super) fn is_valid(&self) -> bool {
+        SystemTime::now() < self.until
+    }
 }
 
 /// Connects, with the agent's certificate if it has one already.
@@ -63,14 +79,15 @@ fn causes(error: &dyn std::error::Error) -> String {
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-fn tls_config(place: &CaPlace, certificate: Option<&AgentCertificate>) -> Result<ClientConfig, Error> {
+/// TLS as the CA wants it.
+pub(super) fn tls_config(place: &CaPlace, certificate: Option<&AgentCertificate>) -> Result<ClientConfig, Error> {
     let verifier = Arc::new(CaVerifier { place: place.clone() });
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match certificate {
-        Some(AgentCertificate { chain, key }) => {
+        Some(AgentCertificate { chain, key, .. }) => {
             config.with_client_auth_cert(chain.clone(), PrivatePkcs8KeyDer::from(key.to_vec()).into())?
         }
         None => config.with_no_client_auth(),

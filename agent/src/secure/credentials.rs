@@ -38,6 +38,9 @@ pub enum CredentialsError {
 /// One pod's certificate and key. Never printed, never written; the key is wiped when the last user lets go.
 pub struct Credentials {
     pub(super) key: Arc<SingleCertAndKey>,
+    /// For a successor: the signing key above gives nothing away.
+    chain: Vec<CertificateDer<'static>>,
+    pkcs8: Zeroizing<Vec<u8>>,
     identity: SpiffeId,
     uid: PodUid,
     serial: String,
@@ -72,10 +75,12 @@ impl Credentials {
         }
         // aws-lc wipes its own copy of the key; the caller's wipes itself.
         let signing = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(key.as_slice()).into());
-        let certified = CertifiedKey::new(chain, signing.map_err(|_| CredentialsError::Key)?);
+        let certified = CertifiedKey::new(chain.clone(), signing.map_err(|_| CredentialsError::Key)?);
         certified.keys_match().map_err(|_| CredentialsError::Key)?;
         Ok(Self {
             key: Arc::new(SingleCertAndKey::from(certified)),
+            chain,
+            pkcs8: key.clone(),
             identity: identity.clone(),
             uid: uid.clone(),
             serial: ours.serial,
@@ -83,6 +88,11 @@ impl Credentials {
             not_after: ours.not_after,
             generation,
         })
+    }
+
+    /// The chain, leaf first, and the key (PKCS#8): for the agent that takes over from this one, and for nobody else.
+    pub fn hand_over(&self) -> (&[CertificateDer<'static>], &Zeroizing<Vec<u8>>) {
+        (&self.chain, &self.pkcs8)
     }
 
     /// The pod's identity.

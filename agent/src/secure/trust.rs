@@ -36,6 +36,7 @@ impl PartialEq for Trust {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Anchor {
+    certificate: CertificateDer<'static>,
     anchor: TrustAnchor<'static>,
     not_before: u64,
     not_after: u64,
@@ -69,6 +70,12 @@ impl Trust {
         anchors.iter().filter(valid).map(|anchor| anchor.anchor.clone()).collect()
     }
 
+    /// The certificates that it was made of.
+    pub fn certificates(&self) -> HashMap<TrustDomain, Vec<CertificateDer<'static>>> {
+        let of = |anchors: &Vec<Anchor>| anchors.iter().map(|anchor| anchor.certificate.clone()).collect();
+        self.domains.iter().map(|(domain, anchors)| (domain.clone(), of(anchors))).collect()
+    }
+
     /// Whether this trust domain has anchors at all.
     pub fn knows(&self, domain: &TrustDomain) -> bool {
         self.domains.contains_key(domain)
@@ -87,6 +94,7 @@ impl Anchor {
         }
         let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
         Ok(Self {
+            certificate: certificate.clone(),
             anchor: webpki::anchor_from_trusted_cert(certificate).map_err(|_| TrustError::Malformed)?.to_owned(),
             not_before: seconds(parsed.validity().not_before.timestamp()),
             not_after: seconds(parsed.validity().not_after.timestamp()),

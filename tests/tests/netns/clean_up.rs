@@ -6,7 +6,7 @@ use agent_tests::{Mesh, Side};
 use aya::maps::{HashMap, Map, MapData};
 
 fn pins(mesh: &Mesh, side: usize) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(mesh.agents[side].pins().join("abi1")) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(mesh.agents[side].layout()) else { return Vec::new() };
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
@@ -54,7 +54,7 @@ fn a_pod_that_is_withdrawn_leaves_nothing_behind() {
 
 /// How many connections the kernel believes to be on their way to this agent, and on their way from it.
 fn on_their_way(mesh: &Mesh, side: usize) -> (usize, usize) {
-    let pinned = |name: &str| MapData::from_pin(mesh.agents[side].pins().join("abi1").join(name)).unwrap();
+    let pinned = |name: &str| MapData::from_pin(mesh.agents[side].layout().join(name)).unwrap();
     let flows: HashMap<_, FlowKey, Flow> = Map::HashMap(pinned("FLOWS")).try_into().unwrap();
     let dials: HashMap<_, FlowKey, Endpoint> = Map::HashMap(pinned("DIALS")).try_into().unwrap();
     (flows.keys().count(), dials.keys().count())

@@ -38,7 +38,7 @@ fn pods_that_left_came_or_were_replaced_meanwhile_are_told_apart() {
                 .names("source", pod);
         }
     }
-    let pins = std::fs::read_dir(mesh.agents[0].pins().join("abi1")).unwrap();
+    let pins = std::fs::read_dir(mesh.agents[0].layout()).unwrap();
     let pods = pins.filter(|pin| pin.as_ref().unwrap().file_name().to_str().unwrap().starts_with("pod_")).count();
     assert_eq!(pods, 2, "the two pods that are there, and nothing of the others");
 }

@@ -1,6 +1,7 @@
 //! Start-up refuses with a clear list.
 
-use agent_tests::{AgentSettings, Mesh, Settings, mantle};
+use agent_tests::traffic::{self, Server};
+use agent_tests::{AgentSettings, Mesh, Settings, Side, mantle};
 
 fn said(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -50,8 +51,38 @@ fn a_pods_cgroup_that_is_not_there_is_told() {
     let mesh = Mesh::prepare(&Settings::default());
     let settings = AgentSettings { more: "pods_cgroup: /none-such\n".into(), ..AgentSettings::default() };
     mesh.agents[0].configure(&mesh.world, &settings);
-    let output = mesh.agents[0].run(&[]);
-    assert!(!output.status.success());
-    let said = said(&output);
+    let said = said(&mesh.agents[0].run(&[]));
     assert!(said.contains("/none-such (from `pods_cgroup`)"), "{said}");
+}
+
+#[test]
+fn the_capabilities_that_are_listed_are_enough() {
+    let capabilities = Some("-all,+net_admin,+sys_admin,+perfmon,+bpf");
+    let agent = AgentSettings { capabilities, ..AgentSettings::default() };
+    let mut mesh = Mesh::start_with(&Settings { agent, ..Settings::default() });
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    mesh.dual_stack(&[&client, &web]);
+    let _echo = Server::start(&web, "[::]:80".parse().unwrap(), |stream, _| traffic::echo(stream));
+    for to in [web.at(80), web.at6(80)] {
+        assert_eq!(traffic::ask(&client, to, b"served").unwrap(), b"served");
+    }
+    mesh.agent(Side::A).kill();
+    mesh.restart(Side::A);
+    assert_eq!(traffic::ask(&client, web.at(80), b"served again").unwrap(), b"served again");
+    mesh.withdraw(&[&client, &web]);
+}
+
+#[test]
+fn each_capability_that_is_not_there_is_named() {
+    for (without, name) in [
+        ("-net_admin", "CAP_NET_ADMIN"),
+        ("-sys_admin", "CAP_SYS_ADMIN"),
+        ("-perfmon", "CAP_PERFMON"),
+        ("-bpf", "CAP_BPF"),
+    ] {
+        let agent = AgentSettings { capabilities: Some(without), ..AgentSettings::default() };
+        let mesh = Mesh::prepare(&Settings { agent, ..Settings::default() });
+        let said = said(&mesh.agents[0].run(&[]));
+        assert!(said.contains(&format!("capability {name}")) && said.matches("capability").count() == 1, "{said}");
+    }
 }

@@ -16,7 +16,7 @@ const CRATES: [(&str, &str, &[&str]); 8] = [
 ];
 
 /// The agent's modules, and which of them each may import. A stage may import only the stage whose output it consumes.
-const MODULES: [(&str, &[&str]); 17] = [
+const MODULES: [(&str, &[&str]); 18] = [
     ("lib", &[]),
     ("main", &[]),
     ("report", &[]),
@@ -26,6 +26,7 @@ const MODULES: [(&str, &[&str]); 17] = [
     ("relay", &["drain", "secure"]),
     ("capture", &["drain"]),
     ("identity", &["secure"]),
+    ("handover", &["identity"]),
     ("config", &["capture", "directory", "drain", "identity", "relay", "report", "secure"]),
     ("failure", &["capture", "relay", "report", "secure"]),
     ("plane", &["config", "drain", "identity", "relay", "report", "secure"]),
@@ -35,7 +36,19 @@ const MODULES: [(&str, &[&str]); 17] = [
     ("enrolment", &["capture", "directory", "identity", "worker"]),
     (
         "app",
-        &["capture", "config", "directory", "drain", "enrolment", "identity", "plane", "relay", "report", "worker"],
+        &[
+            "capture",
+            "config",
+            "directory",
+            "drain",
+            "enrolment",
+            "handover",
+            "identity",
+            "plane",
+            "relay",
+            "report",
+            "worker",
+        ],
     ),
 ];
 

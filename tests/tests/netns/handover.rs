@@ -1,0 +1,141 @@
+//! A new agent takes over from the old one, and nobody notices.
+
+use std::io::{Read as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use agent_tests::traffic::{self, Server};
+use agent_tests::{AgentSettings, Mesh, Pod, Settings, Side, wait};
+use std::time::Duration;
+
+/// How many clients ask at once.
+const CLIENTS: usize = 8;
+
+fn mesh() -> Mesh {
+    // What is still open when a test ends need not be waited for.
+    let agent = AgentSettings { drain: "60s", ..AgentSettings::default() };
+    Mesh::start_with(&Settings { agent, ..Settings::default() })
+}
+
+/// Clients that open one connection after the other, until this is dropped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+    clients: Vec<thread::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    fn start(client: &Pod, web: &Pod) -> Self {
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let clients = (0..CLIENTS).map(|_| {
+            let (client, to, stop, done) = (client.clone(), web.at(80), Arc::clone(&stop), Arc::clone(&done));
+            thread::spawn(move || {
+                let mut failures = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    match traffic::ask(&client, to, b"request") {
+                        Ok(answer) if answer == b"request" => _ = done.fetch_add(1, Ordering::Relaxed),
+                        other => failures.push(format!("{other:?}")),
+                    }
+                }
+                failures
+            })
+        });
+        let load = Self { stop: Arc::clone(&stop), done: Arc::clone(&done), clients: clients.collect() };
+        load.goes_on();
+        load
+    }
+
+    fn goes_on(&self) {
+        let before = self.done.load(Ordering::Relaxed);
+        wait::until("requests go on", || (self.done.load(Ordering::Relaxed) > before + 200).then_some(()));
+    }
+
+    #[track_caller]
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let failures: Vec<String> = self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        assert!(failures.is_empty(), "{} failed: {:?}", failures.len(), failures.first());
+    }
+}
+
+#[test]
+fn no_connection_is_lost_new_or_old() {
+    let mut mesh = mesh();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    let mut old = traffic::connect(&client, web.at(80)).unwrap();
+    let own = old.local_addr().unwrap();
+    let mut exchange = || {
+        old.write_all(b"ping").unwrap();
+        old.read_exact(&mut [0; 4]).unwrap();
+    };
+    exchange();
+    let load = Load::start(&client, &web);
+    let mut draining = Vec::new();
+    for side in [Side::A, Side::B, Side::A, Side::B] {
+        let Mesh { agents, world, .. } = &mut mesh;
+        draining.push(agents[if side == Side::A { 0 } else { 1 }].take_over(world));
+        load.goes_on();
+        exchange();
+    }
+    load.end();
+    assert_eq!(traffic::ask(&client, web.at(80), b"afterwards").unwrap(), b"afterwards");
+    drop(old);
+    for agent in &mut draining {
+        assert!(agent.end_within(Duration::from_secs(90)).success());
+    }
+    for agent in &mesh.agents {
+        assert_eq!(agent.records.of_client(own).close(), "finished");
+    }
+}
+
+#[test]
+fn a_successor_serves_while_the_ca_is_away() {
+    let mut mesh = mesh();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    let load = Load::start(&client, &web);
+    mesh.ca.kill();
+    for side in [0, 1] {
+        let Mesh { agents, world, .. } = &mut mesh;
+        let mut old = agents[side].take_over(world);
+        load.goes_on();
+        assert!(old.end_within(Duration::from_secs(90)).success());
+        load.goes_on();
+    }
+    load.end();
+}
+
+#[test]
+fn a_successor_that_fails_changes_nothing() {
+    let mut mesh = mesh();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    let load = Load::start(&client, &web);
+    let path = mesh.agents[1].config_path();
+    let text = std::fs::read_to_string(&path).unwrap();
+    // It fails when its programs are in the links already.
+    let records = text.lines().find(|line| line.starts_with("records:")).unwrap().to_owned();
+    std::fs::write(&path, text.replace(&records, "records: /nowhere/records.jsonl")).unwrap();
+    let output = mesh.agents[1].run(&["--take-over"]);
+    assert!(!output.status.success());
+    wait::until("the old agent has noticed", || {
+        mesh.agents[1].said().contains("the successor does not serve").then_some(())
+    });
+    load.goes_on();
+    std::fs::write(&path, text).unwrap();
+    let Mesh { agents, world, .. } = &mut mesh;
+    let mut old = agents[1].take_over(world);
+    load.goes_on();
+    assert!(old.end_within(Duration::from_secs(90)).success());
+    load.end();
+}
+
+#[test]
+fn there_must_be_somebody_to_take_over_from() {
+    let mesh = Mesh::prepare(&Settings::default());
+    let output = mesh.agents[0].run(&["--take-over"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("start without `--take-over`"), "{said}");
+}
