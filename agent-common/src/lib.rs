@@ -63,6 +63,15 @@ pub const POD_ADDRESSES: usize = 4;
 /// How many bytes of a pod's UID the kernel keeps, NUL-padded.
 pub const UID_LEN: usize = 64;
 
+/// How many data plane threads one instance can have, each with its entry in `HEARTBEAT`.
+pub const MAX_THREADS: u32 = 64;
+
+/// How often a data plane thread writes the time into its entry of `HEARTBEAT`, in nanoseconds.
+pub const BEAT_NS: u64 = 500_000_000;
+
+/// A thread that has not beaten for so long, in nanoseconds, is taken for gone, and its listeners with it.
+pub const HUNG_NS: u64 = 2_000_000_000;
+
 /// How many pods one instance can hold; the listeners' map has [`listener_slot`]s for each.
 pub const MAX_PODS: u32 = 1024;
 
@@ -70,6 +79,9 @@ pub const MAX_PODS: u32 = 1024;
 pub const STATE_ENROLLED: u8 = 1;
 /// [`Netns::state`]: the namespace is known and is left alone.
 pub const STATE_KNOWN: u8 = 2;
+
+/// [`Netns::pod_index`] of a namespace that is known and is no pod of the directory's.
+pub const NO_POD: u32 = u32::MAX;
 
 /// [`Netns::mode`]: plaintext from outside passes.
 pub const MODE_PERMISSIVE: u8 = 1;
@@ -94,6 +106,8 @@ pub struct Netns {
     pub flags: u16,
     /// Which listener slots are the pod's.
     pub pod_index: u32,
+    /// The data plane thread that serves the pod: its entry in `HEARTBEAT` says whether it lives.
+    pub thread: u32,
     /// The pod's own addresses; unused ones are zero.
     pub addresses: [Addr; POD_ADDRESSES],
     /// The address that an unbound IPv4 socket gets; zero if the pod has none.
@@ -122,8 +136,31 @@ pub struct Endpoint {
 pub struct Mesh {
     /// No flag is defined yet.
     pub flags: u64,
-    /// Until this `CLOCK_MONOTONIC` time, in nanoseconds, a connect is refused in the hook; 0 = not at all.
-    pub refuse_until: u64,
+}
+
+/// Key of `REFUSED`, whose value is the `CLOCK_MONOTONIC` time (`u64`, nanoseconds) until which connects are refused in
+/// the hook.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Refused {
+    /// The network namespace of who connects: what one pod cannot reach may be fine for its neighbour.
+    pub cookie: u64,
+    /// Where to.
+    pub destination: Endpoint,
+}
+
+/// What `STRANGERS` tells: a pod's task wants to connect to the mesh from a namespace that nobody has classified.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stranger {
+    /// The network namespace's cookie.
+    pub cookie: u64,
+    /// The id of the task's cgroup: its directory's inode.
+    pub cgroup: u64,
+    /// The task's thread id in the first PID namespace.
+    pub thread: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 /// Key of `FLOWS` and `DIALS`: a 4-tuple inside one network namespace, as the connecting side has it.
@@ -171,8 +208,28 @@ pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
 /// Names of programs, maps and globals: said once, used by the kernel half's build and by the loader.
 pub mod names {
     /// The maps that are pinned, one set for each instance.
-    pub const MAPS: [&str; 9] =
-        ["NETNS", "MESH", "FLOWS", "DIALS", "LISTENERS", "OWN", "ORIGIN", "CAPTURED", "COUNTERS"];
+    pub const MAPS: [&str; 12] = [
+        "NETNS",
+        "MESH",
+        "REFUSED",
+        "FLOWS",
+        "DIALS",
+        "LISTENERS",
+        "OWN",
+        "ORIGIN",
+        "CAPTURED",
+        "COUNTERS",
+        "HEARTBEAT",
+        "STRANGERS",
+    ];
+    /// Global of the connect programs: the id of the cgroup below which pods' tasks are (`u64`); 0 = none is known.
+    pub const PODS_CGROUP: &str = "PODS_CGROUP";
+    /// Global of the connect programs: how many levels that cgroup is below the root (`u32`).
+    pub const PODS_LEVEL: &str = "PODS_LEVEL";
+    /// Global of the connect programs: the cookie of the node's own namespace (`u64`); 0 = not known.
+    pub const NODE_COOKIE: &str = "NODE_COOKIE";
+    /// Global of the connect programs: whether unknown namespaces may connect to the mesh (`u32`).
+    pub const ALLOW_UNKNOWN: &str = "ALLOW_UNKNOWN";
     /// Global of the `sk_lookup` program: the cookie of the namespace that it is attached to (`u64`).
     pub const POD_COOKIE: &str = "POD_COOKIE";
     /// Global of the `sk_lookup` program: the pod's index (`u32`).
@@ -185,11 +242,11 @@ pub mod names {
 pub enum Counter {
     /// A connect was rewritten to the agent.
     Captured = 0,
-    /// Connect refused: no agent serves the pod.
+    /// Connect refused: no agent serves the pod, or the one that should hangs.
     NoAgent = 1,
     /// Connect left alone although no agent serves the pod: the pod's `fail = open`.
     FailOpen = 2,
-    /// Connect refused: the destination refused or had no endpoint a moment ago.
+    /// Connect refused: the destination refused this pod, or could not be reached, a moment ago.
     RefusedBefore = 3,
     /// Connect refused: the destination is one of Mantle's own ports.
     OwnPort = 4,
@@ -203,16 +260,20 @@ pub enum Counter {
     UnknownFlow = 8,
     /// A SYN from the agent's source range that no agent had announced.
     UnknownDial = 9,
-    /// A SYN for an agent's listener that is gone.
+    /// A SYN for an agent's listener that is gone, or that hangs.
     NoListener = 10,
     /// `FLOWS` is full: the connection is refused when its SYN arrives.
     FlowsFull = 11,
     /// What a connection was could not be moved into its socket.
     MoveFailed = 12,
+    /// Connect refused: a pod's task in a namespace that has not been classified.
+    UnknownPod = 13,
+    /// The same, let through: `unknown: allow`.
+    UnknownAllowed = 14,
 }
 
 /// How many values [`Counter`] has.
-pub const COUNTERS: u32 = 13;
+pub const COUNTERS: u32 = 15;
 
 #[cfg(feature = "user")]
 mod pod {
@@ -224,7 +285,7 @@ mod pod {
             unsafe impl aya::Pod for super::$name {}
         )* };
     }
-    pod!(Netns, Endpoint, Mesh, FlowKey, Flow);
+    pod!(Netns, Endpoint, Mesh, Refused, Stranger, FlowKey, Flow);
 }
 
 #[cfg(test)]
@@ -234,12 +295,14 @@ mod tests {
 
     #[test]
     fn layouts_are_what_the_pinned_maps_hold() {
-        assert_eq!((size_of::<Netns>(), align_of::<Netns>()), (168, 4));
-        assert_eq!(offset_of!(Netns, addresses), 8);
-        assert_eq!(offset_of!(Netns, primary4), 72);
-        assert_eq!(offset_of!(Netns, uid), 104);
+        assert_eq!((size_of::<Netns>(), align_of::<Netns>()), (172, 4));
+        assert_eq!(offset_of!(Netns, addresses), 12);
+        assert_eq!(offset_of!(Netns, primary4), 76);
+        assert_eq!(offset_of!(Netns, uid), 108);
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (24, 4));
-        assert_eq!((size_of::<Mesh>(), align_of::<Mesh>()), (16, 8));
+        assert_eq!((size_of::<Mesh>(), align_of::<Mesh>()), (8, 8));
+        assert_eq!((size_of::<Refused>(), align_of::<Refused>()), (32, 8));
+        assert_eq!((size_of::<Stranger>(), align_of::<Stranger>()), (24, 8));
         assert_eq!((size_of::<FlowKey>(), align_of::<FlowKey>()), (48, 8));
         assert_eq!(offset_of!(FlowKey, client_port), 40);
         assert_eq!((size_of::<Flow>(), align_of::<Flow>()), (32, 8));
@@ -247,9 +310,11 @@ mod tests {
 
     #[test]
     fn no_type_has_padding() {
-        assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 16 * POD_ADDRESSES + 2 * 16 + UID_LEN);
+        assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 4 + 16 * POD_ADDRESSES + 2 * 16 + UID_LEN);
         assert_eq!(size_of::<Endpoint>(), 16 + 2 + 6);
-        assert_eq!(size_of::<Mesh>(), 8 + 8);
+        assert_eq!(size_of::<Mesh>(), 8);
+        assert_eq!(size_of::<Refused>(), 8 + size_of::<Endpoint>());
+        assert_eq!(size_of::<Stranger>(), 8 + 8 + 4 + 4);
         assert_eq!(size_of::<FlowKey>(), 8 + 16 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Flow>(), 8 + size_of::<Endpoint>());
     }

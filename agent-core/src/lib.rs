@@ -3,6 +3,7 @@
 //! | module | what it decides |
 //! |---|---|
 //! | [`address`] | what an address *is for*: one newtype per role |
+//! | [`cgroup`] | which pod a cgroup is |
 //! | [`document`] | how an operator's YAML is read, with every mistake at its place |
 //! | [`identity`] | which SPIFFE IDs and pod UIDs are well formed |
 //! | [`directory`] | who is where: an immutable, indexed snapshot |
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod cgroup;
 pub mod directory;
 pub mod document;
 pub mod identity;

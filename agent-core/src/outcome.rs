@@ -1,6 +1,7 @@
 //! How a connection ended, in the words of records and metrics: a variant's label is what both show.
 
 use std::fmt;
+use std::time::Duration;
 
 macro_rules! labels {
     ($(#[$doc:meta])* $name:ident { $($(#[$text:meta])* $variant:ident = $label:literal,)* }) => {
@@ -82,3 +83,50 @@ labels!(
         Ours = "ours",
     }
 );
+
+/// How long a destination that refused a pod, or could not be reached from it, is taken to be so still.
+const REFUSED: Duration = Duration::from_secs(2);
+
+/// For how long the same pod's next connects to the same destination need not be tried; `None` if this end says nothing
+/// about them. They are refused at once instead, so that a client with several addresses goes to the next one.
+pub fn refused_for(close: Close, blame: Blame) -> Option<Duration> {
+    let says_so = match close {
+        Close::ConnectionRefused | Close::Unreachable | Close::NoCertificate => true,
+        // A defect of ours says nothing about the peer.
+        Close::HandshakeFailed => blame != Blame::Ours,
+        // A wait is over, not a door shut: the next try may find the peer less busy.
+        Close::TimedOut
+        | Close::Finished
+        | Close::ResetBySource
+        | Close::ResetByDestination
+        | Close::NoRoute
+        | Close::Loop
+        | Close::Denied
+        | Close::RefusedByPeer
+        | Close::Revoked
+        | Close::TunnelLost
+        | Close::ProtocolViolation
+        | Close::Drained
+        | Close::Exhausted
+        | Close::AgentFailed => false,
+    };
+    says_so.then_some(REFUSED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_destination_that_is_shut_is_refused_for_a_while() {
+        let refused = |close, blame| refused_for(close, blame).is_some();
+        assert!(refused(Close::ConnectionRefused, Blame::Application));
+        assert!(refused(Close::Unreachable, Blame::Network));
+        assert!(refused(Close::NoCertificate, Blame::Operator));
+        assert!(refused(Close::HandshakeFailed, Blame::Peer));
+        assert!(!refused(Close::HandshakeFailed, Blame::Ours));
+        assert!(!refused(Close::TimedOut, Blame::Peer));
+        assert!(!refused(Close::Finished, Blame::None));
+        assert!(!refused(Close::ResetByDestination, Blame::Application));
+    }
+}

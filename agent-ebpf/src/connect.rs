@@ -3,17 +3,20 @@
 use core::mem::size_of;
 
 use agent_common::{
-    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, FLAG_V6_RANGE, Netns,
-    POD_ADDRESSES, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
+    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, FLAG_V6_RANGE,
+    Netns, POD_ADDRESSES, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, sockaddr};
-use aya_ebpf::helpers::{bpf_bind, bpf_get_netns_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_bind, bpf_get_netns_cookie};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 
+use crate::heartbeat::beats;
 use crate::maps::{MESH, NETNS, ORIGIN, OWN, count, forget, has_listener, store, stored};
+use crate::refused::refused_before;
 use crate::sock_addr::{self, Family, local4, local6};
+use crate::unknown;
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -31,20 +34,25 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
     // SAFETY: the context is the program's own.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
-    let Some(pod) = (unsafe { NETNS.get(&cookie) }) else { return Ok(()) };
+    let Some(pod) = (unsafe { NETNS.get(&cookie) }) else { return unknown::judge::<F>(ctx, cookie) };
     let destination = F::user_endpoint(ctx.sock_addr);
     if pod.state != STATE_ENROLLED || stays_in_pod(pod, &destination.addr) {
         return Ok(());
     }
-    let Some(refuse_until) = refuse_until(&destination) else { return Ok(()) };
-    check_destination(&destination, refuse_until)?;
+    if !in_mesh(&destination) {
+        return Ok(());
+    }
+    check_destination(&destination)?;
     let slot = if is_v4(&destination.addr) { SLOT_OUTBOUND } else { SLOT_OUTBOUND + SLOT_V6 };
-    if !has_listener(listener_slot(pod.pod_index, slot)) {
+    if !has_listener(listener_slot(pod.pod_index, slot)) || !beats(pod) {
         if pod.flags & FLAG_FAIL_OPEN == 0 {
             return Err(Counter::NoAgent);
         }
         count(Counter::FailOpen);
         return Ok(());
+    }
+    if refused_before(cookie, &destination) {
+        return Err(Counter::RefusedBefore);
     }
     let target = bind_and_choose::<F>(ctx, sk, pod, &destination)?;
     if !store(&ORIGIN, sk, destination) {
@@ -95,24 +103,19 @@ pub fn is_own(pod: &Netns, addr: &Addr) -> bool {
     false
 }
 
-/// `None` if the destination is outside the mesh.
+/// Whether the destination has an enrolled endpoint.
 #[inline(always)]
-fn refuse_until(destination: &Endpoint) -> Option<u64> {
+pub fn in_mesh(destination: &Endpoint) -> bool {
     let every_port = Endpoint { port: 0, ..*destination };
-    // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
-    let mesh = unsafe { MESH.get(destination).or_else(|| MESH.get(&every_port)) };
-    mesh.map(|mesh| mesh.refuse_until)
+    // SAFETY: only its presence matters here.
+    unsafe { MESH.get(destination).or_else(|| MESH.get(&every_port)) }.is_some()
 }
 
-/// What is known beforehand is refused here, so that a client with several addresses goes to the next one.
+/// Where no pod's connection may go.
 #[inline(always)]
-fn check_destination(destination: &Endpoint, refuse_until: u64) -> Result<(), Counter> {
+fn check_destination(destination: &Endpoint) -> Result<(), Counter> {
     if destination.port == TUNNEL_PORT {
         return Err(Counter::OwnPort);
-    }
-    // SAFETY: a helper without arguments.
-    if refuse_until != 0 && unsafe { bpf_ktime_get_ns() } < refuse_until {
-        return Err(Counter::RefusedBefore);
     }
     Ok(())
 }

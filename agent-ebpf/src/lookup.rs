@@ -9,6 +9,7 @@ use aya_ebpf::programs::SkLookupContext;
 use aya_log_ebpf::debug;
 
 use crate::connect::{is_loopback, is_own};
+use crate::heartbeat::beats;
 use crate::maps::{DIALS, FLOWS, LISTENERS, NETNS};
 
 const AF_INET: u32 = 2;
@@ -44,7 +45,7 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
     if syn.local_port == CAPTURE_PORT {
         // SAFETY: only its presence matters here.
         if unsafe { FLOWS.get(&syn.key()) }.is_some() {
-            return assign(ctx, &syn, SLOT_OUTBOUND);
+            return assign(ctx, pod, &syn, SLOT_OUTBOUND);
         }
         if in_capture_range(&syn.local) {
             return Err(Counter::UnknownFlow);
@@ -65,7 +66,7 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
         return Ok(());
     }
     if syn.local_port == TUNNEL_PORT && is_own(pod, &syn.local) {
-        return assign(ctx, &syn, SLOT_INBOUND);
+        return assign(ctx, pod, &syn, SLOT_INBOUND);
     }
     if pod.mode == MODE_STRICT {
         debug!(ctx, "refused plaintext to port {}", syn.local_port);
@@ -75,7 +76,10 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
 }
 
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, syn: &Syn, slot: u32) -> Result<(), Counter> {
+fn assign(ctx: &SkLookupContext, pod: &Netns, syn: &Syn, slot: u32) -> Result<(), Counter> {
+    if !beats(pod) {
+        return Err(Counter::NoListener);
+    }
     let slot = if is_v4(&syn.local) { slot } else { slot + SLOT_V6 };
     LISTENERS.redirect_sk_lookup(ctx, listener_slot(POD_INDEX.load(), slot), 0).map_err(|_| Counter::NoListener)
 }

@@ -7,11 +7,14 @@
 )]
 
 mod connect;
+mod heartbeat;
 mod lookup;
 mod maps;
 mod peer;
+mod refused;
 mod sock_addr;
 mod sock_ops;
+mod unknown;
 
 use agent_common::Counter;
 use aya_ebpf::helpers::bpf_set_retval;

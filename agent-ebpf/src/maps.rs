@@ -3,9 +3,12 @@
 use core::ffi::c_void;
 use core::ptr;
 
-use agent_common::{COUNTERS as COUNTER_COUNT, Counter, Endpoint, Flow, FlowKey, MAX_PODS, Mesh, Netns, SLOTS_PER_POD};
+use agent_common::{
+    COUNTERS as COUNTER_COUNT, Counter, Endpoint, Flow, FlowKey, MAX_PODS, MAX_THREADS, Mesh, Netns, Refused,
+    SLOTS_PER_POD, Stranger,
+};
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, SkStorage, SockMap};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockMap};
 use aya_ebpf::helpers::{bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 
@@ -18,6 +21,11 @@ pub static NETNS: HashMap<u64, Netns, 4096> = HashMap::new();
 /// Destination → it has an enrolled endpoint.
 #[btf_map]
 pub static MESH: HashMap<Endpoint, Mesh, 262_144, NO_PREALLOC> = HashMap::new();
+
+/// Who was refused where a moment ago → until when that holds. Entries age out by themselves; a lost one costs a client
+/// that it is refused by a reset instead.
+#[btf_map]
+pub static REFUSED: LruHashMap<Refused, u64, 16_384> = LruHashMap::new();
 
 /// A captured connection on its way to the agent. Written by TCP_CONNECT_CB, moved away by PASSIVE_ESTABLISHED, and
 /// deleted by the dialling socket's CLOSE if it never got there. Never LRU: an evicted entry is a lost connection.
@@ -44,6 +52,14 @@ pub static ORIGIN: SkStorage<Endpoint> = SkStorage::new();
 /// On a socket that the agent accepted: the captured connection.
 #[btf_map]
 pub static CAPTURED: SkStorage<Flow> = SkStorage::new();
+
+/// When each of the agent's data plane threads last said that it lives, in nanoseconds of `bpf_ktime_get_ns`.
+#[btf_map]
+pub static HEARTBEAT: Array<u64, { MAX_THREADS as usize }> = Array::new();
+
+/// Tells the agent of namespaces that it has to classify.
+#[btf_map]
+pub static STRANGERS: RingBuf<Stranger, 65_536> = RingBuf::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();

@@ -1,12 +1,14 @@
 //! The composition root: builds every part in dependency order, owns the tasks, and ends them.
 
 use std::fmt;
+use std::future::pending;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_common::Stranger;
 use agent_core::document::Problems;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,9 +16,9 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::capture::{Capture, StartError};
+use crate::capture::{Capture, StartError, Strangers};
 use crate::config::Config;
-use crate::directory::{Source, SourceError, StatusFile};
+use crate::directory::{Report, Source, SourceError, StatusFile};
 use crate::drain::{self, Drained};
 use crate::enrolment::Enrolment;
 use crate::handover::{self, Door, HandOverError, Inheritance, Predecessor, Successor, Taken};
@@ -27,6 +29,9 @@ use crate::worker::{Leave, Workers};
 
 /// How long the first pods have to serve before the agent that hands over is told to go.
 const TAKE_OVER: Duration = Duration::from_secs(10);
+
+/// How often what nobody tells of is looked at: what unlisted pods left in the kernel, and what the kernel counted.
+const NOW_AND_THEN: Duration = Duration::from_secs(10);
 
 /// How long the threads have to see that the drain is over.
 const LAST_TURN: Duration = Duration::from_secs(2);
@@ -173,7 +178,7 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
         drain,
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = Workers::start(threads, &plane).map_err(system("cannot start the data plane"))?;
+    let workers = Workers::start(capture.hearts(threads), &plane).map_err(system("cannot start the data plane"))?;
     let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted);
     let adopted = enrolment.adopt(&plane.directory(), predecessor.is_some());
     adopted.map_err(system("cannot sort out the pinned state"))?;
@@ -221,12 +226,15 @@ impl Duty {
         let mut problem = self.source.problem();
         let mut takeover = predecessor.map(|predecessor| (predecessor, Instant::now() + TAKE_OVER));
         let mut door = if takeover.is_none() { Some(open_door(socket)?) } else { None };
+        let mut strangers = self.enrolment.strangers();
+        let mut now_and_then = tokio::time::interval(NOW_AND_THEN);
         loop {
             let (snapshot, held) =
                 (Arc::clone(&directory.borrow_and_update()), Arc::clone(&certificates.borrow_and_update()));
             let applied = self.enrolment.apply(&snapshot, &held).await;
-            let told = problem.borrow_and_update().clone().or(applied.problem);
-            self.status.write(applied.revision, told, applied.pods);
+            let told = problem.borrow_and_update().clone();
+            let report = Report { problem: told.or(applied.problem), ..applied };
+            self.status.write(&report, &self.enrolment.counted());
             let ready = |&mut (_, until): &mut (Predecessor, Instant)| {
                 until <= Instant::now() || self.enrolment.is_serving(&held)
             };
@@ -237,17 +245,24 @@ impl Duty {
             }
             let due =
                 self.enrolment.next_deadline().into_iter().chain(takeover.as_ref().map(|(_, until)| *until)).min();
-            let due = due.map(|at| at.saturating_duration_since(Instant::now()));
-            let knock = async { door.as_ref()?.knock().await.into() };
-            tokio::select! {
-                () = self.stop.asked() => return Ok(Leave::Alone),
-                Some(successor) = knock => if self.hand_over(successor).await? {
-                    return Ok(Leave::ToSuccessor);
-                },
-                Ok(()) = directory.changed() => {}
-                Ok(()) = certificates.changed() => {}
-                Ok(()) = problem.changed() => {}
-                () = tokio::time::sleep(due.unwrap_or(Duration::MAX)), if due.is_some() => {}
+            loop {
+                let knock = async { door.as_ref()?.knock().await.into() };
+                tokio::select! {
+                    () = self.stop.asked() => return Ok(Leave::Alone),
+                    Some(successor) = knock => match self.hand_over(successor).await? {
+                        true => return Ok(Leave::ToSuccessor),
+                        false => break,
+                    },
+                    Ok(()) = directory.changed() => break,
+                    Ok(()) = certificates.changed() => break,
+                    Ok(()) = problem.changed() => break,
+                    () = until(due) => break,
+                    found = unknown(&mut strangers) => self.enrolment.classify(&found, &snapshot),
+                    _ = now_and_then.tick() => {
+                        self.enrolment.forget_gone();
+                        self.status.write(&report, &self.enrolment.counted());
+                    }
+                }
             }
         }
     }
@@ -271,6 +286,20 @@ impl Duty {
 
 fn open_door(socket: &Path) -> Result<Door, AppError> {
     Door::open(socket).map_err(system("cannot open the socket for a successor"))
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => pending().await,
+    }
+}
+
+async fn unknown(strangers: &mut Option<Strangers>) -> Vec<Stranger> {
+    match strangers {
+        Some(strangers) => strangers.next().await,
+        None => pending().await,
+    }
 }
 
 /// SIGTERM or SIGINT.

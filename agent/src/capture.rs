@@ -7,17 +7,19 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_common::{Counter, Endpoint, MAX_PODS};
+use agent_common::{Endpoint, MAX_PODS, NO_POD, Netns};
 use agent_core::directory::{Directory, Pod};
 use agent_core::identity::PodUid;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 use thiserror::Error;
 
+mod counters;
 mod dial;
+mod heartbeat;
 mod listener;
 mod maps;
 mod netlink;
@@ -30,16 +32,21 @@ mod program;
 mod requirements;
 mod route;
 mod sockets;
+mod strangers;
 mod syscall;
 
+pub use counters::Counts;
 pub use dial::{ApplicationDial, DialError};
+pub use heartbeat::Heart;
 pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener, Steered};
 pub use pod::{AttachError, Attached};
 pub use requirements::Missing;
+pub use strangers::Strangers;
 
 use maps::Maps;
 use netns::Namespace;
 use pins::Pins;
+use program::UnknownRule;
 
 /// Where an instance's kernel state goes.
 #[derive(Clone, Debug)]
@@ -52,6 +59,12 @@ pub struct CaptureConfig {
     pub run_dir: PathBuf,
     /// The cgroup2 root; found through process 1's mounts if unset.
     pub cgroup: Option<PathBuf>,
+    /// The namespace that is the node's own, never a pod's.
+    pub node_netns: PathBuf,
+    /// The cgroup below which pods' tasks are, as a path below the cgroup2 root; `None` = no task is taken for a pod's.
+    pub pods_cgroup: Option<PathBuf>,
+    /// Whether pods that are not classified yet may connect to the mesh in the clear.
+    pub allow_unknown: bool,
 }
 
 /// Why capture can't start. Pins are untouched by every one of these.
@@ -103,11 +116,11 @@ pub enum StartError {
 }
 
 impl StartError {
-    fn lock(path: &std::path::Path, source: io::Error) -> Self {
+    fn lock(path: &Path, source: io::Error) -> Self {
         Self::Lock { path: path.to_owned(), source }
     }
 
-    fn pins(path: &std::path::Path, source: io::Error) -> Self {
+    fn pins(path: &Path, source: io::Error) -> Self {
         Self::Pins { path: path.to_owned(), source }
     }
 }
@@ -120,6 +133,8 @@ pub struct Capture {
     home: Arc<File>,
     forbidden: HashSet<u64>,
     pods: HashMap<PodUid, Arc<Attached>>,
+    pods_cgroup: Option<PathBuf>,
+    strangers: Option<Strangers>,
     _log: Option<program::LogReader>,
 }
 
@@ -131,14 +146,29 @@ impl Capture {
     pub fn start(config: &CaptureConfig, lock: Option<OwnedFd>) -> Result<Self, StartError> {
         let cgroup = requirements::check(config).map_err(StartError::Missing)?;
         let pins = Pins::open(config, lock)?;
-        let mut object = program::load(&pins)?;
+        let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
+        let node = node_namespace(&config.node_netns, &home);
+        let pods_cgroup = config.pods_cgroup.as_ref().map(|path| cgroup.join(path));
+        let rule = UnknownRule {
+            cgroup: pods_cgroup.as_deref().and_then(strangers::id).unwrap_or(0),
+            level: config.pods_cgroup.iter().flat_map(|path| path.components()).map(|_| 1).sum(),
+            node: node.unwrap_or(0),
+            allow: config.allow_unknown.into(),
+        };
+        let mut object = program::load(&pins, &rule)?;
         program::attach_to_cgroup(&mut object, &pins, &cgroup)?;
         let log = program::LogReader::start(&mut object);
         let maps = Arc::new(Maps::take(&mut object)?);
-        let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
-        let forbidden =
-            node_namespaces(&home).map_err(|e| StartError::System("cannot tell the node's namespace", e))?;
-        Ok(Self { pins, maps, home, forbidden, pods: HashMap::new(), _log: log })
+        let own =
+            netns::current_cookie().map_err(|e| StartError::System("cannot tell our own network namespace", e))?;
+        let forbidden = HashSet::from_iter(node.into_iter().chain([own]));
+        let strangers = Some(Strangers::take(&mut object)?);
+        Ok(Self { pins, maps, home, forbidden, pods: HashMap::new(), pods_cgroup, strangers, _log: log })
+    }
+
+    /// Who tells of unknown pods; once.
+    pub fn strangers(&mut self) -> Option<Strangers> {
+        self.strangers.take()
     }
 
     /// The instance's lock, for a successor.
@@ -185,17 +215,26 @@ impl Capture {
         }
         let known = self.maps.all_netns()?;
         for (cookie, value) in &known {
-            let same = wanted.get(cookie) == Some(&value.uid) || unreachable.contains(&value.uid);
-            if !same {
-                self.forget_namespace(*cookie, Some(value.pod_index))?;
+            let same = wanted.get(cookie) == Some(&value.uid);
+            let listed = unreachable.contains(&value.uid) || wanted.values().any(|uid| *uid == value.uid);
+            if value.pod_index == NO_POD {
+                // A listed pod is not left alone in a namespace that it is not going to be attached in.
+                if self.pods_cgroup.is_none() || (listed && !same) {
+                    self.maps.remove_netns(*cookie)?;
+                }
+                continue;
+            }
+            if !same && !unreachable.contains(&value.uid) {
+                let afterwards = if listed { None } else { self.afterwards(value.uid) };
+                self.forget_namespace(*cookie, Some(value.pod_index), afterwards)?;
             }
             if !lives {
                 self.maps.remove_dials(*cookie)?;
             }
         }
         for cookie in self.pins.pod_links()? {
-            if !known.iter().any(|(known, _)| *known == cookie) {
-                self.forget_namespace(cookie, None)?;
+            if !known.iter().any(|(known, value)| *known == cookie && value.pod_index != NO_POD) {
+                self.forget_namespace(cookie, None, None)?;
             }
         }
         Ok(())
@@ -235,14 +274,16 @@ impl Capture {
         Ok(attached)
     }
 
-    /// Removes a pod's kernel state; its connections are left alone from now on.
+    /// Removes the kernel state of a pod that has left the directory; its connections are left alone from now on.
     ///
     /// # Errors
     /// The system's, if a map or pin can't be written.
     pub fn detach(&mut self, uid: &PodUid) -> io::Result<()> {
+        if let Some(pod) = self.pods.get(uid) {
+            self.forget_namespace(pod.cookie(), Some(pod.index()), self.afterwards(maps::uid_bytes(uid)))?;
+        }
         self.forget_pod(uid, None)?;
         if let Some(pod) = self.pods.remove(uid) {
-            self.forget_namespace(pod.cookie(), Some(pod.index()))?;
             pod.remove_v6_range();
         }
         Ok(())
@@ -264,22 +305,20 @@ impl Capture {
         self.maps.set_mesh(&wanted)
     }
 
-    /// How often the kernel programs counted each thing since the pins were made.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn count(&self, counter: Counter) -> io::Result<u64> {
-        self.maps.count(counter)
+    /// What as many data plane threads beat with; no more than the kernel programs know threads.
+    pub fn hearts(&self, threads: usize) -> Vec<Heart> {
+        (0..agent_common::MAX_THREADS).take(threads).map(|thread| Heart::new(&self.maps, thread)).collect()
     }
 
     /// The pod's index, and whether an agent before this one captured its connections.
     fn index_for(&self, namespace: &Namespace, pod: &Pod) -> Result<(u32, bool), AttachError> {
         let known = self.maps.all_netns().map_err(AttachError::Kernel)?;
-        if let Some((cookie, value)) = known.iter().find(|(cookie, _)| *cookie == namespace.cookie()) {
+        let captured = |(cookie, value): &&(u64, Netns)| *cookie == namespace.cookie() && value.pod_index != NO_POD;
+        if let Some((cookie, value)) = known.iter().find(captured) {
             if value.uid == maps::uid_bytes(&pod.uid) {
                 return Ok((value.pod_index, value.state == agent_common::STATE_ENROLLED));
             }
-            self.forget_namespace(*cookie, Some(value.pod_index)).map_err(AttachError::Kernel)?;
+            self.forget_namespace(*cookie, Some(value.pod_index), None).map_err(AttachError::Kernel)?;
         }
         let mut used: HashSet<u32> = known.iter().map(|(_, value)| value.pod_index).collect();
         used.extend(self.pods.values().map(|pod| pod.index()));
@@ -287,20 +326,29 @@ impl Capture {
         free.map(|index| (index, false)).ok_or(AttachError::Full)
     }
 
-    /// Forgets every namespace that the kernel knows as this pod's, but for one: also what an agent before this one
-    /// attached, and this one could not.
+    /// Forgets every namespace that the kernel knows as this pod's, but for the one that it is in now, if it is listed:
+    /// also what an agent before this one attached, and this one could not.
     fn forget_pod(&self, uid: &PodUid, but: Option<u64>) -> io::Result<()> {
         let known = self.maps.all_netns()?.into_iter();
         for (cookie, value) in known.filter(|(cookie, value)| value.uid == maps::uid_bytes(uid) && Some(*cookie) != but)
         {
-            self.forget_namespace(cookie, Some(value.pod_index))?;
+            match (but, value.pod_index) {
+                (Some(_), NO_POD) => self.maps.remove_netns(cookie)?,
+                (Some(_), index) => self.forget_namespace(cookie, Some(index), None)?,
+                (None, NO_POD) => {}
+                (None, index) => self.forget_namespace(cookie, Some(index), self.afterwards(value.uid))?,
+            }
         }
         Ok(())
     }
 
-    fn forget_namespace(&self, cookie: u64, index: Option<u32>) -> io::Result<()> {
-        // The map first: with the entry gone both hooks leave the pod alone.
-        self.maps.remove_netns(cookie)?;
+    /// Removes what there is of a pod in a namespace; `afterwards` is what the kernel is to know of it instead.
+    fn forget_namespace(&self, cookie: u64, index: Option<u32>, afterwards: Option<Netns>) -> io::Result<()> {
+        // The map first: without an enrolled entry both hooks leave the pod alone.
+        match afterwards {
+            Some(value) => self.maps.set_netns(cookie, &value).and_then(|()| self.maps.remove_connections(cookie))?,
+            None => self.maps.remove_netns(cookie)?,
+        }
         if let Some(index) = index {
             for slot in 0..agent_common::SLOTS_PER_POD {
                 self.maps.clear_listener(index, slot)?;
@@ -313,15 +361,12 @@ impl Capture {
     }
 }
 
-/// The namespaces that can never be a pod: the agent's own, and process 1's.
-fn node_namespaces(home: &Arc<File>) -> io::Result<HashSet<u64>> {
-    let mut cookies = HashSet::from([netns::current_cookie()?]);
-    match Namespace::open(std::path::Path::new("/proc/1/ns/net"), home) {
-        Ok(first) => cookies.extend([first.cookie()]),
-        // Without CAP_SYS_PTRACE; the pod's file would have to name that very namespace for it to matter.
-        Err(error) => {
-            tracing::warn!(%error, "cannot open process 1's network namespace: it is not told from a pod's")
-        }
-    }
-    Ok(cookies)
+/// The cookie of the node's own namespace, which can never be a pod's.
+fn node_namespace(path: &Path, home: &Arc<File>) -> Option<u64> {
+    let opened = Namespace::open(path, home);
+    // Without CAP_SYS_PTRACE; a pod's file would have to name that very namespace for it to matter.
+    let told = opened.inspect_err(|error| {
+        tracing::warn!(path = %path.display(), %error, "cannot open the node's network namespace: it is not told from a pod's");
+    });
+    told.ok().map(|node| node.cookie())
 }

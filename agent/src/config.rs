@@ -1,6 +1,6 @@
 //! The agent's configuration: what was written, then what it means.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use agent_core::document::{Node, Problems, Section, interpret};
@@ -37,6 +37,9 @@ pub struct Config {
 /// The far end closes a tunnel that has been idle for 60 s, and must never be the first.
 const LONGEST_IDLE: Duration = Duration::from_secs(45);
 
+/// What `unknown` can say: whether pods that are not classified may connect to the mesh.
+const UNKNOWN: [(&str, bool); 2] = [("refuse", false), ("allow", true)];
+
 /// How tunnels are used.
 #[derive(Clone, Debug)]
 pub struct TunnelConfig {
@@ -58,16 +61,13 @@ impl Config {
 
 fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config> {
     let mut section = Section::of(root, "the configuration", problems)?;
-    let instance = section.required("instance", problems);
+    let capture = capture_config(&mut section, folder, problems);
     let node = section.required("node", problems);
     let trust_domain = section.required("trust_domain", problems);
     let directory = section.required("directory", problems);
     let status = section.required("status", problems);
     let records = section.required("records", problems);
     let state_dir = section.required("state_dir", problems);
-    let run_dir = section.optional("run_dir");
-    let bpffs = section.optional("bpffs");
-    let cgroup = section.optional("cgroup");
     let ca = section.required("ca", problems);
     let tunnel = section.optional("tunnel");
     let drain = section.optional("drain");
@@ -77,14 +77,10 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let directory = directory.and_then(|node| path(node, "`directory`"));
     let status = status.and_then(|node| path(node, "`status`"));
     let state_dir = state_dir.and_then(|node| path(node, "`state_dir`"));
-    let run_dir = run_dir.map_or(Some("/run/mantle".into()), |node| path(node, "`run_dir`"));
-    let bpffs = bpffs.map_or(Some("/sys/fs/bpf".into()), |node| path(node, "`bpffs`"));
-    let cgroup = cgroup.map(|node| path(node, "`cgroup`"));
     let records = records.and_then(|node| node.text("`records`", problems)).map(|text| match text {
         "-" => PathBuf::from("-"),
         path => folder.join(path),
     });
-    let instance = instance.and_then(|node| node.parse("`instance`", instance_name, problems));
     let node = node.and_then(|node| node.parse("`node`", node_name, problems));
     let trust_domain: Option<TrustDomain> =
         trust_domain.and_then(|node| node.parse("`trust_domain`", str::parse, problems));
@@ -97,12 +93,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
         status: status?,
         records: records?,
         drain: drain?,
-        capture: CaptureConfig {
-            instance: instance?,
-            bpffs: bpffs?,
-            run_dir: run_dir?,
-            cgroup: cgroup.map_or(Some(None), |path| path.map(Some))?,
-        },
+        capture: capture?,
         identity: IdentityConfig {
             node: node.clone(),
             trust_domain: trust_domain.clone(),
@@ -114,6 +105,34 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
         tunnel: tunnel?,
         node,
         trust_domain,
+    })
+}
+
+fn capture_config(section: &mut Section<'_>, folder: &Path, problems: &mut Problems) -> Option<CaptureConfig> {
+    let instance = section.required("instance", problems);
+    let run_dir = section.optional("run_dir");
+    let bpffs = section.optional("bpffs");
+    let cgroup = section.optional("cgroup");
+    let node_netns = section.optional("node_netns");
+    let pods_cgroup = section.optional("pods_cgroup");
+    let unknown = section.optional("unknown");
+
+    let mut path = |node: &Node, what: &str| node.text(what, problems).map(|text| folder.join(text));
+    let run_dir = run_dir.map_or(Some("/run/mantle".into()), |node| path(node, "`run_dir`"));
+    let bpffs = bpffs.map_or(Some("/sys/fs/bpf".into()), |node| path(node, "`bpffs`"));
+    let cgroup = cgroup.map(|node| path(node, "`cgroup`"));
+    let node_netns = node_netns.map_or(Some("/proc/1/ns/net".into()), |node| path(node, "`node_netns`"));
+    let pods_cgroup = pods_cgroup.map(|node| node.parse("`pods_cgroup`", below_root, problems));
+    let unknown = unknown.map_or(Some(false), |node| node.choice("`unknown`", &UNKNOWN, problems));
+    let instance = instance.and_then(|node| node.parse("`instance`", instance_name, problems));
+    Some(CaptureConfig {
+        instance: instance?,
+        bpffs: bpffs?,
+        run_dir: run_dir?,
+        cgroup: cgroup.map_or(Some(None), |path| path.map(Some))?,
+        node_netns: node_netns?,
+        pods_cgroup: pods_cgroup.map_or(Some(None), |path| path.map(Some))?,
+        allow_unknown: unknown?,
     })
 }
 
@@ -142,6 +161,17 @@ fn tunnel_config(node: Option<&Node>, problems: &mut Problems) -> Option<TunnelC
     let max_uses = max_uses.map_or(Some(0), |node| node.parse("`tunnel.max_uses`", small, problems));
     let idle = idle.map_or(Some(defaults.idle), |node| node.duration_up_to(LONGEST_IDLE, "`tunnel.idle`", problems));
     Some(TunnelConfig { max_uses: max_uses?, idle: idle? })
+}
+
+/// A cgroup's path as a path below the cgroup2 root.
+fn below_root(text: &str) -> Result<PathBuf, &'static str> {
+    let path = Path::new(text.trim_start_matches('/'));
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    if plain && path != Path::new("") {
+        Ok(path.to_owned())
+    } else {
+        Err("must be a path below the cgroup2 root, such as /kubepods")
+    }
 }
 
 /// A part of file names: it must not lead anywhere else.
@@ -189,6 +219,9 @@ tunnel:
         assert_eq!(config.identity.join_token_file.as_deref(), Some(Path::new("/etc/mantle/token")));
         assert_eq!((config.tunnel.max_uses, config.tunnel.idle), (1, Duration::from_secs(15)));
         assert_eq!(config.capture.bpffs, Path::new("/sys/fs/bpf"));
+        assert_eq!((config.capture.pods_cgroup, config.capture.allow_unknown), (None, false));
+        let watched = Config::parse(&format!("{GOOD}pods_cgroup: /kubepods.slice\n"), Path::new("/")).unwrap();
+        assert_eq!(watched.capture.pods_cgroup.as_deref(), Some(Path::new("kubepods.slice")));
     }
 
     #[test]
@@ -209,7 +242,7 @@ tunnel:
             .replace("instance: node-a", "instance: ../x")
             .replace("10.77.0.1:15012", "ca.example")
             .replace("max_uses: 1", "max_use: 1\n  idle: 46s")
-            .replace("state_dir: state\n", "");
+            .replace("state_dir: state\n", "pods_cgroup: /../x\nunknown: ask\n");
         let problems = Config::parse(&text, Path::new("/")).unwrap_err().to_string();
         let found: Vec<&str> = problems.lines().map(str::trim).collect();
         assert_eq!(
@@ -217,9 +250,11 @@ tunnel:
             [
                 "line 2:1: `state_dir` is missing",
                 "line 2:11: `instance`: must be 1 to 32 of a-z, 0-9 and `-` (found `../x`)",
-                "line 9:12: `ca.address`: must be an IP address and a port, such as 10.0.0.1:15012 (found `ca.example`)",
-                "line 12:3: unknown key `max_use`; did you mean `max_uses`?",
-                "line 13:9: `tunnel.idle`: must be 45s or shorter (found `46s`)",
+                "line 8:14: `pods_cgroup`: must be a path below the cgroup2 root, such as /kubepods (found `/../x`)",
+                "line 9:10: `unknown`: must be one of: refuse, allow (found `ask`)",
+                "line 11:12: `ca.address`: must be an IP address and a port, such as 10.0.0.1:15012 (found `ca.example`)",
+                "line 14:3: unknown key `max_use`; did you mean `max_uses`?",
+                "line 15:9: `tunnel.idle`: must be 45s or shorter (found `46s`)",
             ]
         );
     }

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 mod status;
 
-pub use status::{PodState, PodStatus, StatusFile};
+pub use status::{Counted, PodState, PodStatus, Report, StatusFile};
 
 /// How often the file is read even if nothing was noticed: inotify does not see every file system's changes.
 const POLL: Duration = Duration::from_secs(10);

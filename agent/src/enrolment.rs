@@ -14,13 +14,14 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_common::Stranger;
 use agent_core::directory::{Directory, Mode, Pod};
 use agent_core::identity::{PodUid, SpiffeId};
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
-use crate::capture::{Attached, Capture};
-use crate::directory::{PodState, PodStatus};
+use crate::capture::{Attached, Capture, Counts, Strangers};
+use crate::directory::{Counted, PodState, PodStatus, Report};
 use crate::identity::Certificates;
 use crate::worker::{Leave, Workers};
 
@@ -75,17 +76,6 @@ struct Retry {
     after: Duration,
 }
 
-/// What came of a revision on this node.
-#[derive(Debug, Default)]
-pub struct Result {
-    /// The last revision that is in force, the kernel's part included.
-    pub revision: u64,
-    /// What keeps a newer one from being in force, if something does.
-    pub problem: Option<String>,
-    /// Each of the node's pods.
-    pub pods: Vec<PodStatus>,
-}
-
 impl Enrolment {
     /// Takes over the kernel state. `wanted` tells the identity part which pods need certificates.
     pub fn new(
@@ -120,12 +110,14 @@ impl Enrolment {
 
     /// Puts the listeners back: a successor had its own in their place, and failed.
     pub async fn resume(&mut self) {
+        // The successor may have told the kernel of threads that this agent does not have.
+        self.pods.values_mut().for_each(Enrolled::write);
         self.workers.return_all().await;
     }
 
     /// Brings the node to what directory and certificates say. Idempotent: to be called on every change of either, and
     /// when [`Self::next_deadline`] comes.
-    pub async fn apply(&mut self, directory: &Directory, certificates: &Certificates) -> Result {
+    pub async fn apply(&mut self, directory: &Directory, certificates: &Certificates) -> Report {
         let own: Vec<Arc<Pod>> = directory.pods_on(&self.node).map(|pod| owned(directory, pod)).collect();
         let mut problems = self.detach_gone(&own).await;
         self.attach_listed(&own).await;
@@ -150,7 +142,50 @@ impl Enrolment {
         let deaf = self.pods.values().any(|pod| pod.deaf.is_some());
         self.retry_if(!problems.is_empty() || deaf || !self.refused.is_empty());
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
-        Result { revision: self.in_force, problem, pods: self.status(&own, certificates) }
+        Report { revision: self.in_force, problem, pods: self.status(&own, certificates) }
+    }
+
+    /// Who tells of unknown pods; once.
+    pub fn strangers(&mut self) -> Option<Strangers> {
+        self.capture.strangers()
+    }
+
+    /// Leaves namespaces alone that are no listed pod's. A listed pod is attached as ever, or has been refused: until it is
+    /// attached the kernel refuses it, and so it does whatever cannot be told.
+    pub fn classify(&mut self, strangers: &[Stranger], directory: &Directory) {
+        for (stranger, pod) in self.capture.pods_of(strangers) {
+            let Some(uid) = pod else {
+                debug!(cookie = stranger.cookie, thread = stranger.thread, "an unknown namespace, and no pod to it");
+                continue;
+            };
+            if directory.pods_on(&self.node).any(|pod| pod.uid == uid) {
+                continue;
+            }
+            match self.capture.leave_alone(stranger.cookie, &uid) {
+                Ok(()) => info!(pod = %uid, cookie = stranger.cookie, "not listed: its namespace is left alone"),
+                Err(error) => error!(pod = %uid, %error, "its connections to the mesh are refused"),
+            }
+        }
+    }
+
+    /// Forgets namespaces whose pods are gone. To be called now and then.
+    pub fn forget_gone(&mut self) {
+        match self.capture.forget_gone() {
+            Ok(0) => {}
+            Ok(count) => info!(count, "forgot namespaces of unlisted pods that are gone"),
+            Err(error) => warn!(%error, "cannot tell which unlisted pods are gone"),
+        }
+    }
+
+    /// What the kernel programs have counted.
+    pub fn counted(&self) -> Counted {
+        let read = |counts: std::io::Result<Counts>| {
+            counts.inspect_err(|error| warn!(%error, "cannot read what the kernel counts")).unwrap_or_default()
+        };
+        Counted {
+            refusals: read(self.capture.refusals()).into_iter().collect(),
+            waivers: read(self.capture.waivers()).into_iter().collect(),
+        }
     }
 
     /// When [`Self::apply`] is due without any change.
@@ -252,7 +287,11 @@ impl Enrolment {
                 warn!(pod = %uid, "no valid certificate: its connections are refused");
             }
             (Stage::Held | Stage::Refusing, true) => {
-                let served = self.workers.serve(&enrolled.attached).await;
+                let thread = self.workers.least_busy();
+                enrolled.attached.served_by(thread);
+                // Before the listeners are there, so that none is ever judged by another thread's heartbeat.
+                enrolled.write();
+                let served = self.workers.serve(&enrolled.attached, thread).await;
                 enrolled.stage = if served.is_ok() { Stage::Serving } else { Stage::Refusing };
                 enrolled.deaf = served.err().map(|error| format!("cannot listen in the pod: {error}"));
                 enrolled.write();

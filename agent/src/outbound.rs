@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use agent_core::address::{ClientAddr, EndpointAddr, OriginalDst};
 use agent_core::directory::{Directory, Pod};
+use agent_core::outcome::{Blame, Close, refused_for};
 use agent_core::policy::{Permit, PlainPermit, authorize_outbound, authorize_plain};
 use agent_core::route::{Choice, Chosen, MeshRoute, Route, resolve};
 use agent_core::tunnel::ConnectionId;
@@ -58,6 +59,8 @@ struct Flow<'a> {
     client: ClientAddr,
     original: OriginalDst,
     application: Application,
+    /// How many endpoints of the service were left untried.
+    others: usize,
 }
 
 /// Where it may go, and the proof that it may.
@@ -94,8 +97,10 @@ pub async fn connection(outbound: Rc<Outbound>, pod: Arc<Attached>, captured: Ca
         Ok(application) => application,
         Err(failure) => return record.ended(failure.close, failure.blame, Some(failure.detail)),
     };
-    let mut flow = Flow { outbound: &outbound, pod: &pod, client, original, application };
-    match flow.carry(&mut record).await {
+    let mut flow = Flow { outbound: &outbound, pod: &pod, client, original, application, others: 0 };
+    let fate = flow.carry(&mut record).await;
+    flow.tell_kernel(&fate);
+    match fate {
         Ok(ended) => ended.report(&mut record, Direction::Outbound),
         Err(failure) => record.ended(failure.close, failure.blame, Some(failure.detail)),
     }
@@ -113,6 +118,7 @@ impl Flow<'_> {
                 (Err(_), Some(fate)) => return fate,
                 (Err(failure), None) => return Err(failure),
             };
+            self.others = way.endpoints() - 1;
             let now = Instant::now();
             let deadline = *deadline.get_or_insert(now + DIAL);
             let limit = Limit::share(deadline - now, way.endpoints().min(TRIES - tried.len()));
@@ -125,10 +131,18 @@ impl Flow<'_> {
             if !limit.more || Instant::now() >= deadline {
                 return fate;
             }
-            let (close, detail) = in_short(&fate);
-            record.not_served(at, close, detail);
+            record.not_served(at, why(&fate).0, detail(&fate));
             (early, last) = (kept, Some(fate));
             tried.push(at);
+        }
+    }
+
+    /// Before the application reads its reset: its next connect is refused at once, if this one's end says that no endpoint
+    /// would have it.
+    fn tell_kernel(&self, fate: &Fate) {
+        let (close, blame) = why(fate);
+        if let Some(length) = refused_for(close, blame).filter(|_| self.others == 0) {
+            self.pod.refuse(self.original, length);
         }
     }
 
@@ -236,9 +250,16 @@ impl Attempt {
     }
 }
 
-fn in_short(fate: &Fate) -> (agent_core::outcome::Close, Option<String>) {
+fn why(fate: &Fate) -> (Close, Blame) {
     match fate {
-        Ok(ended) => (ended.close(Direction::Outbound).0, ended.detail()),
-        Err(failure) => (failure.close, Some(failure.detail.clone())),
+        Ok(ended) => ended.close(Direction::Outbound),
+        Err(failure) => (failure.close, failure.blame),
+    }
+}
+
+fn detail(fate: &Fate) -> Option<String> {
+    match fate {
+        Ok(ended) => ended.detail(),
+        Err(failure) => Some(failure.detail.clone()),
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 use tracing::{debug, error, warn};
 
-use crate::capture::{Attached, Listener, Steered};
+use crate::capture::{Attached, Heart, Listener, Steered};
 use crate::inbound::{self, Inbound};
 use crate::outbound::{self, Outbound};
 use crate::plane::Plane;
@@ -29,7 +29,7 @@ const HANDSHAKES_END: Duration = Duration::from_secs(3);
 /// The threads, and which of them serves which pod.
 pub struct Workers {
     threads: Vec<mpsc::Sender<Order>>,
-    serving: HashMap<PodUid, usize>,
+    serving: HashMap<PodUid, u32>,
 }
 
 /// How listeners go.
@@ -48,27 +48,33 @@ enum Order {
 }
 
 impl Workers {
-    /// Starts the threads. They end when this value and every connection on them are gone.
+    /// Starts a thread for each heart. They end when this value and every connection on them are gone.
     ///
     /// # Errors
     /// The system's, if a thread can't be made.
-    pub fn start(count: usize, plane: &Plane) -> io::Result<Self> {
+    pub fn start(hearts: Vec<Heart>, plane: &Plane) -> io::Result<Self> {
         let mut threads = Vec::new();
-        for number in 0..count {
+        for heart in hearts {
             let (orders, inbox) = mpsc::channel(ORDERS);
             let plane = plane.clone();
-            thread::Builder::new().name(format!("plane-{number}")).spawn(move || run(inbox, plane))?;
+            let name = format!("plane-{}", heart.thread());
+            thread::Builder::new().name(name).spawn(move || run(inbox, heart, plane))?;
             threads.push(orders);
         }
         Ok(Self { threads, serving: HashMap::new() })
     }
 
-    /// Opens the pod's listeners on one of the threads and puts them into their slots.
+    /// The thread that a pod is to be served by: the one with the fewest pods.
+    pub fn least_busy(&self) -> u32 {
+        let load = |thread: &u32| self.serving.values().filter(|&busy| busy == thread).count();
+        (0..).take(self.threads.len()).min_by_key(load).unwrap_or(0)
+    }
+
+    /// Opens the pod's listeners on this thread, which the kernel has been told of, and puts them into their slots.
     ///
     /// # Errors
     /// The system's.
-    pub async fn serve(&mut self, pod: &Arc<Attached>) -> io::Result<()> {
-        let thread = self.least_busy();
+    pub async fn serve(&mut self, pod: &Arc<Attached>, thread: u32) -> io::Result<()> {
         let (answer, answered) = oneshot::channel();
         self.order(thread, Order::Serve(Arc::clone(pod), answer)).await?;
         answered.await.map_err(|_| thread_gone())??;
@@ -100,7 +106,7 @@ impl Workers {
 
     /// Puts every listener back into its slot: a successor had its own there, and is gone.
     pub async fn return_all(&self) {
-        for thread in 0..self.threads.len() {
+        for (thread, _) in (0..).zip(&self.threads) {
             let (answer, answered) = oneshot::channel();
             if self.order(thread, Order::Return(answer)).await.is_ok() {
                 let _ = answered.await;
@@ -108,13 +114,8 @@ impl Workers {
         }
     }
 
-    fn least_busy(&self) -> usize {
-        let load = |thread: &usize| self.serving.values().filter(|&busy| busy == thread).count();
-        (0..self.threads.len()).min_by_key(load).unwrap_or(0)
-    }
-
-    async fn order(&self, thread: usize, order: Order) -> io::Result<()> {
-        let sender = self.threads.get(thread).ok_or_else(thread_gone)?;
+    async fn order(&self, thread: u32, order: Order) -> io::Result<()> {
+        let sender = self.threads.get(thread as usize).ok_or_else(thread_gone)?;
         sender.send(order).await.map_err(|_| thread_gone())
     }
 }
@@ -123,7 +124,7 @@ fn thread_gone() -> io::Error {
     io::Error::other("a data plane thread is gone")
 }
 
-fn run(mut inbox: mpsc::Receiver<Order>, plane: Plane) {
+fn run(mut inbox: mpsc::Receiver<Order>, heart: Heart, plane: Plane) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -136,10 +137,20 @@ fn run(mut inbox: mpsc::Receiver<Order>, plane: Plane) {
         let outbound = Outbound::new(plane.clone());
         let inbound = Inbound::new(plane);
         let mut serving: HashMap<PodUid, Vec<Accepting>> = HashMap::new();
-        while let Some(order) = inbox.recv().await {
+        let mut beats = beats();
+        loop {
+            let order = tokio::select! {
+                _ = beats.tick() => {
+                    // It is tried again, and until then the kernel refuses as if the thread were hung.
+                    let _ = heart.beat().inspect_err(|error| error!(%error, "the kernel is not told that we live"));
+                    continue;
+                }
+                order = inbox.recv() => order,
+            };
+            let Some(order) = order else { return };
             match order {
                 Order::Serve(pod, answer) => {
-                    let result = serve(&pod, &outbound, &inbound).map(|tasks| {
+                    let result = heart.beat().and_then(|()| serve(&pod, &outbound, &inbound)).map(|tasks| {
                         serving.insert(pod.uid().clone(), tasks);
                     });
                     let _ = answer.send(result);
@@ -161,6 +172,13 @@ fn run(mut inbox: mpsc::Receiver<Order>, plane: Plane) {
     });
     // The set ends when the last connection does, not with the orders.
     runtime.block_on(local);
+}
+
+/// When a thread says that it lives. A beat that is late is not made up for.
+fn beats() -> tokio::time::Interval {
+    let mut beats = tokio::time::interval(Heart::PERIOD);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    beats
 }
 
 /// A task that accepts until it is told to stop.

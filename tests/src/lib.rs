@@ -11,6 +11,7 @@
 mod agent;
 mod ca;
 mod capture;
+mod cgroup;
 mod directory;
 mod mesh;
 mod namespace;
@@ -27,6 +28,7 @@ pub mod wait;
 pub use agent::{Agent, AgentSettings, mantle};
 pub use ca::Ca;
 pub use capture::{Capture, Segment};
+pub use cgroup::Cgroup;
 pub use directory::{Directory, Entry, Fail, Mode, Reader, Service};
 pub use failure::Must;
 pub use mesh::{Mesh, Settings};

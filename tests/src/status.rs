@@ -49,6 +49,16 @@ impl Status {
         self.of(&pod.uid)?["reason"].as_str()
     }
 
+    /// How many connections the kernel refused for this reason.
+    pub fn refusals(&self, reason: &str) -> u64 {
+        self.0["refusals"][reason].as_u64().unwrap_or_default()
+    }
+
+    /// How many connections passed in the clear by this choice.
+    pub fn waivers(&self, choice: &str) -> u64 {
+        self.0["waivers"][choice].as_u64().unwrap_or_default()
+    }
+
     fn of(&self, uid: &str) -> Option<&Value> {
         self.0["pods"].as_array()?.iter().find(|found| found["uid"] == uid)
     }

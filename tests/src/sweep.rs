@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cgroup;
 use crate::failure::Must as _;
 use crate::namespace::NAMESPACES;
 
@@ -70,6 +71,7 @@ pub(crate) fn sweep(name: &str) -> Vec<String> {
     for instance in names_in(Path::new(PINS)).into_iter().filter(|found| found.starts_with(&ours)) {
         problems.extend(remove(&Path::new(PINS).join(instance)));
     }
+    problems.extend(cgroup::sweep(&ours));
     problems.extend(remove(&Path::new(WORLDS).join(name)));
     // The last one out; it fails as long as there are others.
     let _ = fs::remove_dir(WORLDS);

@@ -15,6 +15,7 @@ use std::thread;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
 
+use crate::cgroup::Cgroup;
 use crate::failure::Must as _;
 use crate::namespace::Namespace;
 use crate::process::Process;
@@ -173,6 +174,11 @@ impl World {
     /// Starts `program` with `words` in a namespace; its output goes to `<name>.log` in the folder.
     pub fn start(&self, name: &str, command: &mut Command) -> Process {
         Process::start(name, command, &self.log(name))
+    }
+
+    /// Makes a cgroup of this world's: `path` below the root, with the world's name before it.
+    pub fn cgroup(&self, path: &str) -> Cgroup {
+        Cgroup::make(&format!("{}-{path}", self.name))
     }
 
     fn log(&self, name: &str) -> PathBuf {

@@ -7,11 +7,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent_common::{
-    Addr, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, POD_ADDRESSES, UID_LEN, is_v4, listener_slot, v4_mapped,
+    Addr, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, POD_ADDRESSES, Refused, UID_LEN, is_v4, listener_slot,
+    v4_mapped,
 };
 use agent_core::identity::PodUid;
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 
 use super::StartError;
 
@@ -19,12 +20,14 @@ use super::StartError;
 pub(super) struct Maps {
     netns: Mutex<HashMap<MapData, u64, Netns>>,
     mesh: Mutex<HashMap<MapData, Endpoint, Mesh>>,
+    refused: Mutex<HashMap<MapData, Refused, u64>>,
     flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
     dials: Mutex<HashMap<MapData, FlowKey, Endpoint>>,
     listeners: Mutex<SockMap<MapData>>,
     own: Mutex<SkStorage<MapData, u32>>,
     captured: SkStorage<MapData, Flow>,
     counters: PerCpuArray<MapData, u64>,
+    heartbeat: Mutex<Array<MapData, u64>>,
 }
 
 impl fmt::Debug for Maps {
@@ -39,17 +42,28 @@ impl Maps {
         Ok(Self {
             netns: Mutex::new(take(object, "NETNS")?),
             mesh: Mutex::new(take(object, "MESH")?),
+            refused: Mutex::new(take(object, "REFUSED")?),
             flows: Mutex::new(take(object, "FLOWS")?),
             dials: Mutex::new(take(object, "DIALS")?),
             listeners: Mutex::new(take(object, "LISTENERS")?),
             own: Mutex::new(take(object, "OWN")?),
             captured: take(object, "CAPTURED")?,
             counters: take(object, "COUNTERS")?,
+            heartbeat: Mutex::new(take(object, "HEARTBEAT")?),
         })
     }
 
     pub(super) fn set_netns(&self, cookie: u64, value: &Netns) -> io::Result<()> {
         lock(&self.netns).insert(cookie, value, 0).map_err(io_error)
+    }
+
+    /// As [`Self::set_netns`], but a namespace that is known stays as it is.
+    pub(super) fn add_netns(&self, cookie: u64, value: &Netns) -> io::Result<()> {
+        const NO_EXIST: u64 = 1;
+        match lock(&self.netns).insert(cookie, value, NO_EXIST).map_err(io_error) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
     }
 
     /// What the pins say of each namespace.
@@ -60,6 +74,11 @@ impl Maps {
     /// Forgets a namespace, and every connection that was on its way in it.
     pub(super) fn remove_netns(&self, cookie: u64) -> io::Result<()> {
         absent_is_fine(lock(&self.netns).remove(&cookie))?;
+        self.remove_connections(cookie)
+    }
+
+    /// Forgets every connection that was on its way in a namespace.
+    pub(super) fn remove_connections(&self, cookie: u64) -> io::Result<()> {
         remove_where(&mut *lock(&self.flows), |key| key.cookie == cookie)?;
         self.remove_dials(cookie)
     }
@@ -74,12 +93,18 @@ impl Maps {
         let mut mesh = lock(&self.mesh);
         let present: std::collections::HashSet<Endpoint> = mesh.keys().collect::<Result<_, _>>().map_err(io_error)?;
         for key in wanted.difference(&present) {
-            mesh.insert(key, Mesh { flags: 0, refuse_until: 0 }, 0).map_err(io_error)?;
+            mesh.insert(key, Mesh { flags: 0 }, 0).map_err(io_error)?;
         }
         for key in present.difference(wanted) {
             absent_is_fine(mesh.remove(key))?;
         }
         Ok(())
+    }
+
+    /// Refuses connects from a namespace to a destination until this time, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(super) fn refuse_until(&self, cookie: u64, destination: SocketAddr, until: u64) -> io::Result<()> {
+        let key = Refused { cookie, destination: endpoint(destination) };
+        lock(&self.refused).insert(key, until, 0).map_err(io_error)
     }
 
     pub(super) fn set_listener(&self, pod_index: u32, slot: u32, listener: &impl AsRawFd) -> io::Result<()> {
@@ -115,6 +140,11 @@ impl Maps {
 
     pub(super) fn withdraw_dial(&self, key: &FlowKey) -> io::Result<()> {
         absent_is_fine(lock(&self.dials).remove(key))
+    }
+
+    /// Writes when a data plane thread was alive, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(super) fn set_heartbeat(&self, thread: u32, now: u64) -> io::Result<()> {
+        lock(&self.heartbeat).set(thread, now, 0).map_err(io_error)
     }
 
     /// How often the kernel programs counted this since the pins were made.
@@ -170,7 +200,8 @@ pub(super) fn uid_bytes(uid: &PodUid) -> [u8; UID_LEN] {
     bytes
 }
 
-fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, StartError>
+/// Takes a map out of a loaded object.
+pub(super) fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, StartError>
 where
     M: TryFrom<Map, Error = MapError>,
 {

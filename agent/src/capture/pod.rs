@@ -4,18 +4,21 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent_common::{
     Addr, FLAG_FAIL_OPEN, FLAG_V6_RANGE, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED, STATE_KNOWN,
 };
+use agent_core::address::OriginalDst;
 use agent_core::directory::{Fail, Mode, Pod};
 use agent_core::identity::PodUid;
 use aya::programs::ProgramError;
 use thiserror::Error;
-use tracing::warn;
+use tracing::{debug, warn};
 
+use super::heartbeat::kernel_time;
 use super::maps::{Maps, addr, pod_addresses, uid_bytes};
 use super::netns::Namespace;
 use super::ports::Ports;
@@ -68,6 +71,7 @@ pub struct Attached {
     addresses: Vec<IpAddr>,
     index: u32,
     was_enrolled: bool,
+    thread: AtomicU32,
     /// The IPv6 capture range is local in the namespace.
     pub(super) has_v6_range: bool,
     pub(super) namespace: Namespace,
@@ -93,6 +97,7 @@ impl Attached {
             addresses: pod.addresses.clone(),
             index,
             was_enrolled,
+            thread: AtomicU32::new(0),
             has_v6_range: pod.addresses.iter().any(IpAddr::is_ipv6) && add_v6_range(pod, &namespace),
             namespace,
             ports,
@@ -114,6 +119,12 @@ impl Attached {
     /// The pod's addresses, primary first.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
+    }
+
+    /// Which data plane thread is about to serve the pod. The kernel is told by the next [`Self::hold`] or
+    /// [`Self::enroll`], which must come before the listeners.
+    pub fn served_by(&self, thread: u32) {
+        self.thread.store(thread, Ordering::Relaxed);
     }
 
     /// Tells the kernel to leave the pod alone for now, but to know it.
@@ -148,12 +159,23 @@ impl Attached {
             mode,
             flags,
             pod_index: self.index,
+            thread: self.thread.load(Ordering::Relaxed),
             addresses: pod_addresses(&self.addresses),
             primary4: self.primary(IpAddr::is_ipv4),
             primary6: self.primary(IpAddr::is_ipv6),
             uid: uid_bytes(&self.uid),
         };
         self.maps.set_netns(self.namespace.cookie(), &value)
+    }
+
+    /// Refuses the pod's connects to a destination for a while: what came of the last one is known.
+    pub fn refuse(&self, destination: OriginalDst, length: Duration) {
+        let until = kernel_time().map(|now| now.saturating_add(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)));
+        let told = until.and_then(|until| self.maps.refuse_until(self.cookie(), destination.socket_addr(), until));
+        if let Err(error) = told {
+            // The next connect is tried, and ends as this one did.
+            debug!(pod = %self.uid, %destination, %error, "the kernel does not know that it refuses");
+        }
     }
 
     /// Leaves the pod's routes as they were. What the agent's connections still need of them ends with this.

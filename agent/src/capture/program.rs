@@ -27,9 +27,27 @@ const LOG_MAP: &str = "AYA_LOGS";
 const AT_CGROUP: [&str; 5] =
     ["mantle_connect4", "mantle_connect6", "mantle_peername4", "mantle_peername6", "mantle_sock_ops"];
 
+/// What the connect programs do with a namespace that is not in `NETNS`.
+pub(super) struct UnknownRule {
+    /// The id of the cgroup below which pods' tasks are; 0 = no task is a pod's.
+    pub(super) cgroup: u64,
+    /// How many levels it is below the root.
+    pub(super) level: u32,
+    /// The cookie of the node's own namespace; 0 = not known.
+    pub(super) node: u64,
+    /// Not 0: pods that are not classified may connect to the mesh.
+    pub(super) allow: u32,
+}
+
 /// Opens the pinned maps, or makes and pins them, and relocates the programs onto them. No program is loaded yet.
-pub(super) fn load(pins: &Pins) -> Result<Ebpf, StartError> {
-    loader(pins).load(OBJECT).map_err(StartError::Object)
+pub(super) fn load(pins: &Pins, unknown: &UnknownRule) -> Result<Ebpf, StartError> {
+    let mut loader = loader(pins);
+    loader
+        .override_global(names::PODS_CGROUP, &unknown.cgroup, true)
+        .override_global(names::PODS_LEVEL, &unknown.level, true)
+        .override_global(names::NODE_COOKIE, &unknown.node, true)
+        .override_global(names::ALLOW_UNKNOWN, &unknown.allow, true);
+    loader.load(OBJECT).map_err(StartError::Object)
 }
 
 // What `AYA_LOG_LEVEL` can be; with `OFF` the verifier drops every log statement from the programs.

@@ -19,6 +19,10 @@ const CAPABILITIES: [(u32, &str, &str); 4] = [
     (39, "CAP_BPF", "to load programs and make maps"),
 ];
 
+/// What watching for unknown pods needs besides.
+const FOR_PODS: (u32, &str, &str) =
+    (19, "CAP_SYS_PTRACE", "to see which pod a task in an unknown network namespace belongs to (`pods_cgroup`)");
+
 /// What the programs are, each with the Linux release that brought it.
 const PROGRAMS: [(ProgramType, &str); 3] = [
     (ProgramType::CgroupSockAddr, "cgroup socket address programs (Linux 4.17)"),
@@ -32,11 +36,21 @@ const MAPS: [(MapType, &str); 3] = [
     (MapType::RingBuf, "ring buffers (Linux 5.8)"),
 ];
 
-const HELPERS: [(ProgramType, BpfHelper, &str); 2] = [
+const HELPERS: [(ProgramType, BpfHelper, &str); 4] = [
     (
         ProgramType::CgroupSockAddr,
         BpfHelper::BPF_FUNC_set_retval,
         "bpf_set_retval in connect hooks (Linux 5.18): a refusal must read ECONNREFUSED",
+    ),
+    (
+        ProgramType::CgroupSockAddr,
+        BpfHelper::BPF_FUNC_get_current_ancestor_cgroup_id,
+        "bpf_get_current_ancestor_cgroup_id in connect hooks (Linux 5.7)",
+    ),
+    (
+        ProgramType::CgroupSockAddr,
+        BpfHelper::BPF_FUNC_get_current_pid_tgid,
+        "bpf_get_current_pid_tgid in connect hooks (Linux 5.7)",
     ),
     (ProgramType::SockOps, BpfHelper::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie in sock_ops (Linux 5.15)"),
 ];
@@ -61,6 +75,9 @@ pub enum Missing {
     /// The configured cgroup is none.
     #[error("a cgroup2 directory at {} (from `cgroup`)", .0.display())]
     NotACgroup(PathBuf),
+    /// The pods' cgroup is not there.
+    #[error("the pods' cgroup {} (from `pods_cgroup`): start the agent once the node's runtime has made it", .0.display())]
+    PodsCgroup(PathBuf),
     /// Something that the kernel is too old for, or was built without.
     #[error("kernel feature {0}: use a newer kernel, or one that has it configured")]
     Feature(&'static str),
@@ -76,7 +93,8 @@ pub(super) fn list(missing: &[Missing]) -> String {
 
 /// The cgroup2 root, if everything is there.
 pub(super) fn check(config: &CaptureConfig) -> Result<PathBuf, Vec<Missing>> {
-    let mut missing = missing_capabilities();
+    let pods = config.pods_cgroup.as_deref();
+    let mut missing = missing_capabilities(CAPABILITIES.iter().chain(pods.map(|_| &FOR_PODS)));
     if !is_mount_of(&config.bpffs, BPF_FS_MAGIC) {
         missing.push(Missing::Bpffs(config.bpffs.clone()));
     }
@@ -85,6 +103,12 @@ pub(super) fn check(config: &CaptureConfig) -> Result<PathBuf, Vec<Missing>> {
     }
     missing.extend(missing_features().map(Missing::Feature));
     let cgroup = cgroup_root(config.cgroup.as_deref());
+    if let (Ok(root), Some(pods)) = (&cgroup, pods) {
+        let path = root.join(pods);
+        if !is_mount_of(&path, CGROUP2_SUPER_MAGIC) {
+            missing.push(Missing::PodsCgroup(path));
+        }
+    }
     match (cgroup, missing.is_empty()) {
         (Ok(cgroup), true) => Ok(cgroup),
         (Ok(_), false) => Err(missing),
@@ -95,11 +119,11 @@ pub(super) fn check(config: &CaptureConfig) -> Result<PathBuf, Vec<Missing>> {
     }
 }
 
-fn missing_capabilities() -> Vec<Missing> {
+fn missing_capabilities<'a>(needed: impl Iterator<Item = &'a (u32, &'static str, &'static str)>) -> Vec<Missing> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let effective = effective_capabilities(&status);
     let lacks = |&&(number, ..): &&(u32, &str, &str)| effective & (1 << number) == 0;
-    CAPABILITIES.iter().filter(lacks).map(|&(_, name, why)| Missing::Capability { name, why }).collect()
+    needed.filter(lacks).map(|&(_, name, why)| Missing::Capability { name, why }).collect()
 }
 
 /// By trying, since distributions carry features back. A probe that fails tells nothing, and is no reason to refuse:

@@ -1,5 +1,6 @@
 //! `status.json`: what the directory's author may rely on.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -36,13 +37,35 @@ pub struct PodStatus {
     pub reason: Option<String>,
 }
 
+/// What the kernel programs counted since the instance's pins were made, each by its reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    /// Connections that were refused.
+    pub refusals: BTreeMap<&'static str, u64>,
+    /// Connections to the mesh that passed in the clear because that was chosen.
+    pub waivers: BTreeMap<&'static str, u64>,
+}
+
+/// What an agent says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The directory revision in force, the kernel's part included.
+    pub revision: u64,
+    /// What keeps a newer one from being in force, if something does.
+    pub problem: Option<String>,
+    /// Each of the node's pods.
+    pub pods: Vec<PodStatus>,
+}
+
 #[derive(Serialize)]
 struct Status<'a> {
     instance: &'a str,
     node: &'a str,
     revision: u64,
-    problem: Option<String>,
-    pods: Vec<PodStatus>,
+    problem: &'a Option<String>,
+    pods: &'a [PodStatus],
+    #[serde(flatten)]
+    counted: &'a Counted,
 }
 
 /// The status file. Readers see the old text or the new one, never a part.
@@ -66,8 +89,10 @@ impl StatusFile {
     }
 
     /// Writes the status if it has changed. A failure is logged, and tried again with the next change.
-    pub fn write(&mut self, revision: u64, problem: Option<String>, pods: Vec<PodStatus>) {
-        let status = Status { instance: &self.instance, node: &self.node, revision, problem, pods };
+    pub fn write(&mut self, report: &Report, counted: &Counted) {
+        let Report { revision, problem, pods } = report;
+        let (instance, node) = (&self.instance, &self.node);
+        let status = Status { instance, node, revision: *revision, problem, pods, counted };
         let Ok(mut text) = serde_json::to_vec(&status) else { return };
         text.push(b'\n');
         if text == self.written {

@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Capture, Fail, Mesh, Pod, Side};
+use agent_tests::{Capture, Fail, Mesh, Pod, Side, wait};
 
 const SECRET: &[u8] = b"must-never-be-seen";
 
@@ -30,6 +30,11 @@ fn check_refused(mesh: &mut Mesh, client: &Pod, web: &Pod, echo: &Server, gone: 
     stranger.remove();
 }
 
+/// What refused a moment ago is not tried at once.
+fn comes_back(client: &Pod, web: &Pod) {
+    wait::until("it is served again", || try_to_send(client, web).then_some(()));
+}
+
 #[test]
 fn an_agent_that_is_killed_or_stopped_fails_closed_and_recovers() {
     let mut mesh = Mesh::start();
@@ -43,11 +48,11 @@ fn an_agent_that_is_killed_or_stopped_fails_closed_and_recovers() {
         mesh.agent(side).kill();
         check_refused(&mut mesh, &client, &web, &echo, side);
         mesh.restart(side);
-        assert!(try_to_send(&client, &web), "node {side:?}'s agent came back");
+        comes_back(&client, &web);
         assert!(mesh.agent(side).stop().success());
         check_refused(&mut mesh, &client, &web, &echo, side);
         mesh.restart(side);
-        assert!(try_to_send(&client, &web), "node {side:?}'s agent came back again");
+        comes_back(&client, &web);
     }
 }
 

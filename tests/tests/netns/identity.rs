@@ -4,10 +4,11 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{AgentSettings, Mesh, Pod, Reader, Settings, Side};
+use agent_tests::{AgentSettings, Mesh, Pod, Reader, Settings, Side, wait};
 
 fn attempt(mesh: &Mesh, client: &Pod, web: &Pod) -> agent_tests::Record {
-    let mut stream = traffic::connect(client, web.at(80)).unwrap();
+    // What refused a moment ago is not tried at once.
+    let mut stream = wait::until("it is tried", || traffic::connect(client, web.at(80)).ok());
     let own = stream.local_addr().unwrap();
     traffic::expect_reset(&mut stream);
     mesh.agents[0].records.of_client(own)
@@ -38,7 +39,7 @@ fn a_pod_that_proves_to_be_another_than_the_directory_expects_is_refused() {
     assert!(record.text("/detail").contains("other_pod"), "{record:#?}");
     assert_eq!(echo.accepted(), 0, "no byte was delivered");
     expect(&mut mesh, &|_| {});
-    assert_eq!(traffic::ask(&client, web.at(80), b"the control").unwrap(), b"the control");
+    wait::until("the control: it is served", || traffic::ask(&client, web.at(80), b"the control").ok());
 }
 
 #[test]

@@ -47,6 +47,15 @@ fn what_the_machine_lacks_is_listed_whole() {
 }
 
 #[test]
+fn a_pods_cgroup_that_is_not_there_is_told() {
+    let mesh = Mesh::prepare(&Settings::default());
+    let settings = AgentSettings { more: "pods_cgroup: /none-such\n".into(), ..AgentSettings::default() };
+    mesh.agents[0].configure(&mesh.world, &settings);
+    let said = said(&mesh.agents[0].run(&[]));
+    assert!(said.contains("/none-such (from `pods_cgroup`)"), "{said}");
+}
+
+#[test]
 fn the_capabilities_that_are_listed_are_enough() {
     let capabilities = Some("-all,+net_admin,+sys_admin,+perfmon,+bpf");
     let agent = AgentSettings { capabilities, ..AgentSettings::default() };
