@@ -11,6 +11,7 @@
 mod agent;
 mod ca;
 mod capture;
+mod cgroup;
 mod directory;
 mod mesh;
 mod namespace;
@@ -18,6 +19,7 @@ mod process;
 mod records;
 mod status;
 mod sweep;
+mod twice;
 mod world;
 
 pub mod failure;
@@ -27,6 +29,7 @@ pub mod wait;
 pub use agent::{Agent, AgentSettings, mantle};
 pub use ca::Ca;
 pub use capture::{Capture, Segment};
+pub use cgroup::Cgroup;
 pub use directory::{Directory, Entry, Fail, Mode, Reader, Service};
 pub use failure::Must;
 pub use mesh::{Mesh, Settings};
@@ -34,6 +37,7 @@ pub use namespace::Namespace;
 pub use process::Process;
 pub use records::{Direction, Record, Records};
 pub use status::Status;
+pub use twice::{Deviation, Family, Notes, Pair, Pattern, compare, errno};
 pub use world::{Node, Pod, Side, World};
 
 /// The trust domain of every identity in a world.
