@@ -78,6 +78,7 @@ impl Failure {
             Close::Unreachable => RefuseReason::Unreachable,
             Close::TimedOut => RefuseReason::Timeout,
             Close::NoCertificate => RefuseReason::Expired,
+            Close::ResetByDestination => RefuseReason::Reset,
             _ => RefuseReason::Agent,
         }
     }
@@ -110,18 +111,19 @@ impl From<RefuseReason> for Failure {
 impl Failure {
     /// Our own application can't be reached.
     pub fn of_application_dial(error: &DialError) -> Self {
-        Self::of_dial(error, (Close::ConnectionRefused, Blame::Application))
+        Self::of_dial(error, Blame::Application, [Close::ConnectionRefused, Close::ResetByDestination])
     }
 
     /// The other pod's agent can't be reached.
     pub fn of_tunnel_dial(error: &DialError) -> Self {
-        Self::of_dial(error, (Close::Unreachable, Blame::Peer))
+        Self::of_dial(error, Blame::Peer, [Close::Unreachable, Close::TunnelLost])
     }
 
-    fn of_dial(error: &DialError, refused: (Close, Blame)) -> Self {
+    fn of_dial(error: &DialError, theirs: Blame, [refused, reset]: [Close; 2]) -> Self {
         let (close, blame) = match error {
             DialError::NoPort => (Close::Exhausted, Blame::Ours),
-            DialError::Refused => refused,
+            DialError::Refused => (refused, theirs),
+            DialError::Reset => (reset, theirs),
             DialError::TimedOut(_) => (Close::TimedOut, Blame::Network),
             DialError::Network(_) => (Close::Unreachable, Blame::Network),
             DialError::Ours(_) => (Close::AgentFailed, Blame::Ours),
@@ -189,6 +191,7 @@ impl Ended {
 fn refused(reason: RefuseReason) -> (Close, Blame) {
     match reason {
         RefuseReason::ConnectionRefused => (Close::ConnectionRefused, Blame::Application),
+        RefuseReason::Reset => (Close::ResetByDestination, Blame::Application),
         RefuseReason::Unreachable => (Close::Unreachable, Blame::Application),
         RefuseReason::Timeout => (Close::TimedOut, Blame::Application),
         RefuseReason::Denied | RefuseReason::UnknownPeer => (Close::Denied, Blame::Operator),

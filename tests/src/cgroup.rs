@@ -3,12 +3,14 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::failure::Must as _;
+use crate::namespace::Namespace;
 use crate::wait;
 
 /// How long a killed process may take to be gone.
@@ -21,16 +23,27 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `name`, a path below the root, and what is above it.
-    pub(crate) fn make(name: &str) -> Self {
+    /// Makes the cgroup `name`, a path below the root, and what is above it. It goes with the world whose name `name` begins
+    /// with.
+    ///
+    /// # Panics
+    /// Where no cgroup2 is mounted.
+    pub fn make(name: &str) -> Self {
         let path = root().must("there is no cgroup2 file system").join(name);
         fs::create_dir_all(&path).must(path.display());
         Self { path }
     }
 
     /// The file that a process writes itself into.
-    pub fn entrance(&self) -> PathBuf {
+    fn entrance(&self) -> PathBuf {
         self.path.join("cgroup.procs")
+    }
+
+    /// `program` in this cgroup and in a namespace.
+    pub fn command(&self, namespace: &Namespace, program: &str) -> Command {
+        let mut shell = namespace.command("sh");
+        shell.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(self.entrance()).arg(program);
+        shell
     }
 
     /// Whether a process is in it.

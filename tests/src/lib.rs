@@ -19,6 +19,7 @@ mod process;
 mod records;
 mod status;
 mod sweep;
+mod twice;
 mod world;
 
 pub mod failure;
@@ -36,6 +37,7 @@ pub use namespace::Namespace;
 pub use process::Process;
 pub use records::{Direction, Record, Records};
 pub use status::Status;
+pub use twice::{Deviation, Family, Notes, Pair, Pattern, compare, errno};
 pub use world::{Node, Pod, Side, World};
 
 /// The trust domain of every identity in a world.

@@ -31,7 +31,7 @@ const APART: [&str; 2] = ["agent-ebpf/Cargo.toml", "fuzz/Cargo.toml"];
 /// Runs every check and stops at the first that fails.
 pub(crate) fn run() -> Done {
     let started = Instant::now();
-    setup::run(&[For::Build, For::World, For::Checks])?;
+    setup::run(&[For::Build, For::World, For::Programs, For::Checks])?;
     let mut count = Count::default();
     let outcome = CHECKS.iter().try_for_each(|check| {
         let step = Step::begin(check.name);

@@ -56,7 +56,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Command::Setup => setup::run(&[For::Build, For::World, For::Checks]),
+        Command::Setup => setup::run(&[For::Build, For::World, For::Programs, For::Checks]),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),

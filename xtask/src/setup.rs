@@ -19,6 +19,8 @@ pub(crate) enum For {
     Build,
     /// Make hosts and pods of network namespaces, with servers and a capture in them: root.
     World,
+    /// Try real programs in that world.
+    Programs,
     /// Judge the dependencies.
     Checks,
 }
@@ -30,6 +32,9 @@ pub(crate) fn run(purposes: &[For]) -> Done {
         needs_root()?;
         packages::install(&packages::WORLD)?;
         mounts::mount_bpffs()?;
+    }
+    if purposes.contains(&For::Programs) {
+        packages::install(&packages::PROGRAMS)?;
     }
     let mut found = Vec::new();
     if purposes.contains(&For::Build) {

@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
     };
     setup::run(match tier {
         Tier::Unit => &[For::Build],
-        Tier::Kernel => &[For::Build, For::World],
+        Tier::Kernel => &[For::Build, For::World, For::Programs],
     })?;
     let mut count = Count::default();
     let filter = arguments.filter.as_deref();

@@ -58,6 +58,8 @@ reasons!(
         Expired = 10 "expired",
         /// The agent failed, or lacks something that it needs.
         Agent = 11 "agent",
+        /// The application accepted the connection and reset it at once, without a word.
+        Reset = 12 "reset",
     }
 );
 

@@ -1,6 +1,7 @@
 //! The agent's own connections inside a pod's namespace: tunnels to other pods, and dials to the application.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, PoisonError};
@@ -10,7 +11,7 @@ use agent_common::{CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, FlowKey};
 use agent_core::address::{ClientAddr, PeerAddr};
 use nix::libc;
 use rand::Rng as _;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
@@ -30,6 +31,9 @@ pub enum DialError {
     /// The destination refused.
     #[error("refused")]
     Refused,
+    /// The destination accepted, and reset at once without a word.
+    #[error("reset at once")]
+    Reset,
     /// No answer in time.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
@@ -225,12 +229,22 @@ async fn connected(socket: Socket, limit: Duration) -> Result<TcpStream, DialErr
     let socket = TcpStream::from_std(socket.into()).map_err(DialError::Ours)?;
     let writable = tokio::time::timeout(limit, socket.writable()).await.map_err(|_| DialError::TimedOut(limit))?;
     writable.map_err(network)?;
-    match socket.take_error().map_err(network)? {
-        Some(error) => Err(network(error)),
-        None => Ok(socket),
+    // Not SO_ERROR: it would also tell, and take, the reset of a connection that was made and ended at once, and what the
+    // other end had said before would be lost.
+    match SockRef::from(&socket).peek(&mut [MaybeUninit::uninit()]) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(network(error)),
+        _ => Ok(socket),
     }
 }
 
 fn network(error: io::Error) -> DialError {
-    if error.kind() == io::ErrorKind::ConnectionRefused { DialError::Refused } else { DialError::Network(error) }
+    let is = |kind| error.kind() == kind;
+    if is(io::ErrorKind::ConnectionRefused) {
+        DialError::Refused
+    } else if is(io::ErrorKind::ConnectionReset) {
+        // Of a connection that was made: a reset that answers a SYN is a refusal.
+        DialError::Reset
+    } else {
+        DialError::Network(error)
+    }
 }

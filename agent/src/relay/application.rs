@@ -33,6 +33,8 @@ impl Application {
     /// The system's, if the socket is no more.
     pub fn new(socket: TcpStream) -> io::Result<Self> {
         SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+        // TLS has no urgent pointer, and a byte that is out of line here would be lost.
+        SockRef::from(&socket).set_out_of_band_inline(true)?;
         socket.set_nodelay(true)?;
         Ok(Self { socket, pending: Vec::new(), written: 0, shut: false, ended: false })
     }

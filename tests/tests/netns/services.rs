@@ -284,14 +284,15 @@ fn a_hung_agents_pod_is_followed_by_the_next() {
         directory.services.push(Service::new("web").at(cluster_ip(), 8080).with(&near).with(&far));
     });
     let _echo = [Server::echo(&near, 8080), Server::echo(&far, 8080)];
-    // Its kernel still accepts; nobody shakes hands.
     mesh.agents[1].signal(Signal::SIGSTOP);
     wait::until("the agent that hangs was asked first", || {
         let record = ask(&mesh, &client, cluster_ip());
         record.names("destination", &near);
         let text = |key: &str| record.text(&format!("/service/tried/0/{key}")).to_owned();
         (!text("address").is_empty()).then(|| {
-            assert_eq!((text("address"), text("close")), (far.at(8080).to_string(), "timed_out".to_owned()));
+            assert_eq!(text("address"), far.at(8080).to_string());
+            // Its kernel still accepts, and nobody shakes hands; after two seconds without a beat it refuses.
+            assert!(["timed_out", "unreachable"].contains(&text("close").as_str()), "{record:#?}");
         })
     });
     mesh.agents[1].signal(Signal::SIGCONT);

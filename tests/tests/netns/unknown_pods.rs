@@ -49,8 +49,8 @@ impl Watched {
 
 /// A shell in a namespace and a cgroup.
 fn inside(namespace: &Namespace, container: &Cgroup, script: &str) -> std::process::Command {
-    let mut command = namespace.command("bash");
-    command.arg("-c").arg(format!("echo $$ > {} && {script}", container.entrance().display()));
+    let mut command = container.command(namespace, "bash");
+    command.args(["-c", script]);
     command
 }
 

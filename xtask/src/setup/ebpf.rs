@@ -14,8 +14,8 @@ const DEBIAN: &str = "Debian's rustc-web with core for bpfel-unknown-none";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 const PACKAGES: [Package; 2] = [
-    Package { name: "rustc-web", gives: Gives::Nothing },
-    Package { name: "libstd-rust-web-dev-bpf", gives: Gives::Nothing },
+    Package { name: "rustc-web", gives: Gives::Nothing, service: None },
+    Package { name: "libstd-rust-web-dev-bpf", gives: Gives::Nothing, service: None },
 ];
 
 /// Finds or installs a toolchain and says which.

@@ -13,28 +13,53 @@ use crate::shell::{self, Context as _, Done, Failure};
 pub(super) struct Package {
     pub(super) name: &'static str,
     pub(super) gives: Gives,
+    /// The service that comes with it, and that nobody asked for.
+    pub(super) service: Option<&'static str>,
 }
 
 /// What shows that a package, or what does its work, is there.
 pub(super) enum Gives {
     /// A program on the search path.
     Program(&'static str),
+    /// `program` in a folder for each of its versions.
+    Version { folder: &'static str, program: &'static str },
     /// Nothing that can be looked for: it is installed with the others.
     Nothing,
 }
 
 /// What the demo, the kernel tests and the benchmark use.
 pub(super) const WORLD: [Package; 4] = [
-    Package { name: "iproute2", gives: Gives::Program("ip") },
-    Package { name: "util-linux", gives: Gives::Program("nsenter") },
-    Package { name: "nginx-light", gives: Gives::Program("nginx") },
-    Package { name: "tcpdump", gives: Gives::Program("tcpdump") },
+    program("iproute2", "ip"),
+    program("util-linux", "nsenter"),
+    Package { service: Some("nginx"), ..program("nginx-light", "nginx") },
+    program("tcpdump", "tcpdump"),
 ];
+
+/// The real programs that the kernel tests try, without Mantle and with it.
+pub(super) const PROGRAMS: [Package; 9] = [
+    program("curl", "curl"),
+    Package { service: Some("redis-server"), ..program("redis-server", "redis-server") },
+    Package {
+        name: "postgresql",
+        gives: Gives::Version { folder: "/usr/lib/postgresql", program: "bin/postgres" },
+        service: Some("postgresql"),
+    },
+    program("openssh-client", "ssh"),
+    Package { service: Some("ssh"), ..program("openssh-server", "sshd") },
+    program("python3", "python3"),
+    program("nodejs", "node"),
+    program("default-jdk-headless", "javac"),
+    program("golang-go", "go"),
+];
+
+const fn program(name: &'static str, program: &'static str) -> Package {
+    Package { name, gives: Gives::Program(program), service: None }
+}
 
 /// Installs those of `packages` that are missing.
 pub(super) fn install(packages: &[Package]) -> Done {
-    let missing: Vec<&str> =
-        packages.iter().filter(|package| !package.is_there()).map(|package| package.name).collect();
+    let packages: Vec<&Package> = packages.iter().filter(|package| !package.is_there()).collect();
+    let missing: Vec<&str> = packages.iter().map(|package| package.name).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -46,6 +71,7 @@ pub(super) fn install(packages: &[Package]) -> Done {
     let _quiet = NoServices::begin()?;
     apt("update", &[])?;
     apt("install", &missing)?;
+    packages.iter().filter_map(|package| package.service).try_for_each(disable)?;
     step.done();
     Ok(())
 }
@@ -54,9 +80,20 @@ impl Package {
     fn is_there(&self) -> bool {
         match self.gives {
             Gives::Program(name) => shell::find(name).is_some(),
+            Gives::Version { folder, program } => fs::read_dir(folder)
+                .is_ok_and(|mut versions| versions.any(|it| it.is_ok_and(|it| it.path().join(program).is_file()))),
             Gives::Nothing => false,
         }
     }
+}
+
+/// Keeps a service that came with a package from starting with the machine.
+fn disable(service: &str) -> Done {
+    if shell::find("systemctl").is_none() {
+        return Ok(());
+    }
+    let log = shell::target().join("setup").join(format!("disable-{service}.log"));
+    shell::logged(Command::new("systemctl").args(["disable", service]), &log)
 }
 
 fn apt(action: &str, packages: &[&str]) -> Done {
