@@ -6,7 +6,7 @@
 #![no_std]
 
 /// The version of every layout in this crate; a part of the pin path, so that no agent reads another layout's maps.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// The port on which every pod's agent accepts tunnels.
 pub const TUNNEL_PORT: u16 = 15008;

@@ -43,6 +43,8 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
         return Ok(());
     }
     check_destination(&destination)?;
+    // Also where the pod fails open: no agent could serve it here.
+    let own = own_address(pod, &destination)?;
     let slot = if is_v4(&destination.addr) { SLOT_OUTBOUND } else { SLOT_OUTBOUND + SLOT_V6 };
     if !has_listener(listener_slot(pod.pod_index, slot)) || !beats(pod) {
         if pod.flags & FLAG_FAIL_OPEN == 0 {
@@ -54,7 +56,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
     if refused_before(cookie, &destination) {
         return Err(Counter::RefusedBefore);
     }
-    let target = bind_and_choose::<F>(ctx, sk, pod, &destination)?;
+    let target = bind_and_choose::<F>(ctx, sk, pod, own, &destination)?;
     if !store(&ORIGIN, sk, destination) {
         return Err(Counter::NoMemory);
     }
@@ -120,6 +122,16 @@ fn check_destination(destination: &Endpoint) -> Result<(), Counter> {
     Ok(())
 }
 
+/// The pod's address of the destination's family.
+#[inline(always)]
+fn own_address(pod: &Netns, destination: &Endpoint) -> Result<Addr, Counter> {
+    let own = if is_v4(&destination.addr) { pod.primary4 } else { pod.primary6 };
+    if own[0] | own[1] | own[2] | own[3] == 0 {
+        return Err(Counter::NoAddress);
+    }
+    Ok(own)
+}
+
 /// Gives the socket the pod's address, so that `getsockname` tells it, and chooses where it goes.
 ///
 /// The usual target is spread over 127.128.0.0/9 or its IPv6 counterpart, so that source ports run out for each
@@ -131,13 +143,10 @@ fn bind_and_choose<F: Family>(
     ctx: &SockAddrContext,
     sk: *mut bpf_sock,
     pod: &Netns,
+    own: Addr,
     destination: &Endpoint,
 ) -> Result<Endpoint, Counter> {
     let v4 = is_v4(&destination.addr);
-    let own = if v4 { pod.primary4 } else { pod.primary6 };
-    if own[0] | own[1] | own[2] | own[3] == 0 {
-        return Err(Counter::NoAddress);
-    }
     // SAFETY: the verifier holds `ctx->sk` valid and allows these loads of its documented fields.
     let (device, port) =
         unsafe { ((&raw const (*sk).bound_dev_if).read_volatile(), (&raw const (*sk).src_port).read_volatile()) };

@@ -37,7 +37,7 @@ pub static FLOWS: HashMap<FlowKey, Flow, 65_536, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static DIALS: HashMap<FlowKey, Endpoint, 65_536, NO_PREALLOC> = HashMap::new();
 
-/// The agent's listeners, a pair for each pod. A closed listener leaves its slot by itself.
+/// The agent's listeners, for each pod a pair of each address family. A closed listener leaves its slot by itself.
 #[btf_map]
 pub static LISTENERS: SockMap<{ (MAX_PODS * SLOTS_PER_POD) as usize }> = SockMap::new();
 

@@ -39,6 +39,7 @@ pub use counters::Counts;
 pub use dial::{ApplicationDial, DialError};
 pub use heartbeat::Heart;
 pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener, Steered};
+use pod::Known;
 pub use pod::{AttachError, Attached};
 pub use requirements::Missing;
 pub use strangers::Strangers;
@@ -139,7 +140,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Checks the machine, takes the instance's lock (or one that was handed over), and puts this version's programs into the (old or new) links.
+    /// Checks the machine, takes the instance's lock (or one that was handed over), and puts this version's programs into the
+    /// (old or new) links.
     ///
     /// # Errors
     /// [`StartError`]; kernel state that was there stays as it was.
@@ -265,13 +267,26 @@ impl Capture {
         if let Some(absent) = namespace.absent_address(&pod.addresses).map_err(AttachError::Kernel)? {
             return Err(AttachError::NotThere(absent));
         }
-        let (index, was_enrolled) = self.index_for(&namespace, pod)?;
-        program::attach_to_pod(&self.pins, &namespace, index)?;
-        let attached = Arc::new(Attached::new(pod, namespace, (index, was_enrolled), Arc::clone(&self.maps))?);
+        let known = self.known(&namespace, pod)?;
+        program::attach_to_pod(&self.pins, &namespace, known.index)?;
+        let attached = Arc::new(Attached::new(pod, namespace, known, Arc::clone(&self.maps))?);
         self.pods.insert(pod.uid.clone(), Arc::clone(&attached));
         // Only now, so that there is no moment without it.
         self.forget_pod(&pod.uid, Some(attached.cookie())).map_err(AttachError::Kernel)?;
         Ok(attached)
+    }
+
+    /// Ends that a pod is left alone for not being listed: until it is attached, the kernel refuses it.
+    ///
+    /// # Errors
+    /// The system's, if the map can't be written.
+    pub fn guard(&self, uid: &PodUid) -> io::Result<()> {
+        let of_pod = |value: &Netns| value.pod_index == NO_POD && value.uid == maps::uid_bytes(uid);
+        let known = self.maps.all_netns()?.into_iter().filter(|(_, value)| of_pod(value));
+        for (cookie, _) in known {
+            self.maps.remove_netns(cookie)?;
+        }
+        Ok(())
     }
 
     /// Removes the kernel state of a pod that has left the directory; its connections are left alone from now on.
@@ -310,20 +325,21 @@ impl Capture {
         (0..agent_common::MAX_THREADS).take(threads).map(|thread| Heart::new(&self.maps, thread)).collect()
     }
 
-    /// The pod's index, and whether an agent before this one captured its connections.
-    fn index_for(&self, namespace: &Namespace, pod: &Pod) -> Result<(u32, bool), AttachError> {
+    /// What the kernel knows of the pod in this namespace, or an index that is free.
+    fn known(&self, namespace: &Namespace, pod: &Pod) -> Result<Known, AttachError> {
         let known = self.maps.all_netns().map_err(AttachError::Kernel)?;
         let captured = |(cookie, value): &&(u64, Netns)| *cookie == namespace.cookie() && value.pod_index != NO_POD;
         if let Some((cookie, value)) = known.iter().find(captured) {
             if value.uid == maps::uid_bytes(&pod.uid) {
-                return Ok((value.pod_index, value.state == agent_common::STATE_ENROLLED));
+                let was_enrolled = value.state == agent_common::STATE_ENROLLED;
+                return Ok(Known { index: value.pod_index, was_enrolled, thread: value.thread });
             }
             self.forget_namespace(*cookie, Some(value.pod_index), None).map_err(AttachError::Kernel)?;
         }
         let mut used: HashSet<u32> = known.iter().map(|(_, value)| value.pod_index).collect();
         used.extend(self.pods.values().map(|pod| pod.index()));
         let free = (0..MAX_PODS).find(|index| !used.contains(index));
-        free.map(|index| (index, false)).ok_or(AttachError::Full)
+        free.map(|index| Known { index, was_enrolled: false, thread: 0 }).ok_or(AttachError::Full)
     }
 
     /// Forgets every namespace that the kernel knows as this pod's, but for the one that it is in now, if it is listed:

@@ -267,6 +267,9 @@ impl Enrolment {
                 true
             }
             Err(error) => {
+                if let Err(error) = self.capture.guard(&pod.uid) {
+                    error!(pod = %pod.uid, %error, "cannot refuse its connections to the mesh");
+                }
                 let reason = error.to_string();
                 if self.refused.insert(pod.uid.clone(), reason.clone()).as_ref() != Some(&reason) {
                     warn!(pod = %pod.uid, %error, "refused to enrol");

@@ -1,7 +1,8 @@
 //! Bytes both ways between an application's socket and a tunnel, until done, reset, or stopped.
 //!
 //! A relay needs a [`Permit`] and a tunnel over a [`Channel`]; neither can be made elsewhere than by a judgement and by a
-//! verified handshake. The one exception needs a [`PlainPermit`], which only a mixed service's route leads to. The rules of the wire are `agent_core::tunnel`'s; here are the sockets, the waits and the bytes.
+//! verified handshake. The one exception needs a [`PlainPermit`], which only a service's route leads to. The rules of the
+//! wire are `agent_core::tunnel`'s; here are the sockets, the waits and the bytes.
 
 use std::future::Future;
 use std::time::Duration;
@@ -56,7 +57,7 @@ pub struct Outcome {
 }
 
 /// What an application sent before the far end had answered.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Early {
     /// At most one DATA frame's payload.
     pub data: Vec<u8>,

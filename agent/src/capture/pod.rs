@@ -81,13 +81,18 @@ pub struct Attached {
     pub(super) maps: Arc<Maps>,
 }
 
+/// What the kernel knows of a pod that is to be attached.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) index: u32,
+    /// An agent before this one captured its connections.
+    pub(super) was_enrolled: bool,
+    /// The thread whose listeners may be in its slots.
+    pub(super) thread: u32,
+}
+
 impl Attached {
-    pub(super) fn new(
-        pod: &Pod,
-        namespace: Namespace,
-        (index, was_enrolled): (u32, bool),
-        maps: Arc<Maps>,
-    ) -> Result<Self, AttachError> {
+    pub(super) fn new(pod: &Pod, namespace: Namespace, known: Known, maps: Arc<Maps>) -> Result<Self, AttachError> {
         let ports = namespace.inside(Ports::of_current_namespace).map_err(AttachError::Kernel)?;
         if ports.inside_ephemeral() {
             warn!(pod = %pod.uid, "ip_local_port_range leaves no port for the agent's sockets; they can meet the pod's own");
@@ -95,9 +100,9 @@ impl Attached {
         Ok(Self {
             uid: pod.uid.clone(),
             addresses: pod.addresses.clone(),
-            index,
-            was_enrolled,
-            thread: AtomicU32::new(0),
+            index: known.index,
+            was_enrolled: known.was_enrolled,
+            thread: AtomicU32::new(known.thread),
             has_v6_range: pod.addresses.iter().any(IpAddr::is_ipv6) && add_v6_range(pod, &namespace),
             namespace,
             ports,

@@ -1,6 +1,6 @@
 //! The application's side of a relay: its socket, and the bytes that it has not taken yet.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::Shutdown;
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use tokio::net::TcpStream;
 
 use crate::secure::has_vanished;
 
-/// When a half-closed application, or an endpoint in the clear, that says nothing is asked whether it still lives, and how long that takes:
-/// 60 s + 3 × 15 s.
+/// When a half-closed application, or an endpoint in the clear, that says nothing is asked whether it still lives, and how
+/// long that takes: 60 s + 3 × 15 s.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(3);
 
-/// An application's socket. It lingers zero until both directions have ended in order: if it is dropped before, or the process dies, the
-/// application reads a reset, never the end of a stream that its peer did not end.
+/// An application's socket. It lingers zero until both directions have ended in order: if it is dropped before, or the
+/// process dies, the application reads a reset, never the end of a stream that its peer did not end.
 #[derive(Debug)]
 pub struct Application {
     socket: TcpStream,
@@ -111,6 +111,12 @@ impl Application {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads what it said before its socket failed; 0 if that is all. The end that the kernel shows then is none. The kernel is
+    /// asked itself: that the socket is readable, nobody may have waited for.
+    pub(super) fn last_words(&self, buffer: &mut [u8]) -> usize {
+        (&*SockRef::from(&self.socket)).read(buffer).unwrap_or(0)
     }
 
     /// Notes that the application has ended its direction.

@@ -45,6 +45,10 @@ impl<'a> PlainPump<'a> {
         if ended == Ended::Finished {
             self.application.finish();
             self.endpoint.finish();
+        } else if matches!(ended, Ended::Endpoint(_)) {
+            last_words(self.endpoint, self.application, &mut self.to_application);
+        } else if matches!(ended, Ended::Application(_)) {
+            last_words(self.application, self.endpoint, &mut self.from_application);
         }
         Outcome {
             from_application: self.from_application,
@@ -157,6 +161,20 @@ fn pass(from: &mut Application, to: &mut Application, count: &mut u64) -> Result
             Ok(true)
         }
     })
+}
+
+/// What was said before a socket failed still counts, also if our writing to it came upon the failure.
+fn last_words(from: &mut Application, to: &mut Application, count: &mut u64) {
+    while to.backlog() == 0 && !to.is_shut() && !from.is_ended() {
+        let passed = with_scratch(|scratch| {
+            let length = from.last_words(scratch);
+            *count += length as u64;
+            length > 0 && to.write(scratch.get(..length).unwrap_or_default()).is_ok()
+        });
+        if !passed {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -78,6 +78,8 @@ impl<'a, M: Machine> Pump<'a, M> {
         };
         if ended == Ended::Finished {
             self.application.finish();
+        } else if matches!(ended, Ended::Application(_)) {
+            self.last_words();
         }
         Outcome {
             from_application: self.from_application,
@@ -92,11 +94,13 @@ impl<'a, M: Machine> Pump<'a, M> {
     /// answer goes to the application.
     fn begin(&mut self, early: Early) -> Result<(), Ended> {
         if M::DIALS {
-            if !early.data.is_empty() {
-                self.seal_data(&early.data)?;
-                self.early.data = early.data;
+            // First kept, then sent: whatever becomes of this tunnel, the next one must say it too.
+            self.early = early;
+            let Early { data, finished } = self.early.clone();
+            if !data.is_empty() {
+                self.seal_data(&data)?;
             }
-            if early.finished {
+            if finished {
                 self.finish_ours()?;
             }
         } else {
@@ -317,6 +321,19 @@ impl<'a, M: Machine> Pump<'a, M> {
         self.application.read_to_end();
         self.tunnel.machine.finish(&mut self.tunnel.out).map_err(Ended::bug)?;
         self.tunnel.offer_frames()
+    }
+
+    /// What an application said before it failed still counts, also if our writing came upon the failure.
+    fn last_words(&mut self) {
+        while self.opened && self.reads_application() {
+            let sealed = with_scratch(|scratch| {
+                let length = self.application.last_words(scratch);
+                length > 0 && self.seal_data(scratch.get(..length).unwrap_or_default()).is_ok()
+            });
+            if !sealed {
+                return;
+            }
+        }
     }
 
     fn deliver(&mut self, bytes: &[u8]) -> Result<(), Ended> {

@@ -176,6 +176,28 @@ async fn in_the_clear(early: Early, stop: impl Future<Output = Stop> + 'static) 
 type Relayed = tokio::task::JoinHandle<Outcome>;
 
 #[tokio::test]
+async fn in_the_clear_last_words_are_heard_if_the_first_ones_come_upon_a_reset() {
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            let early = Early { data: b"question".to_vec(), finished: false };
+            let (mut client, server, relayed) = in_the_clear(early, std::future::pending()).await;
+            // The relay has not had its first turn.
+            let mut server = server.into_std().unwrap();
+            std::io::Write::write_all(&mut server, b"last words").unwrap();
+            socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(server);
+            let mut heard = Vec::new();
+            let error = client.read_to_end(&mut heard).await.unwrap_err();
+            assert_eq!((heard.as_slice(), error.kind()), (&b"last words"[..], std::io::ErrorKind::ConnectionReset));
+            let outcome = relayed.await.unwrap();
+            assert!(matches!(outcome.ended, Ended::Endpoint(_)), "{:?}", outcome.ended);
+            assert_eq!(outcome.to_application, 10);
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn in_the_clear_each_side_may_end_first_and_still_be_answered() {
     let local = tokio::task::LocalSet::new();
     local

@@ -31,6 +31,7 @@ fn every_way_to_end() {
             last_words_before_the_clients_reset,
             last_words_before_the_servers_reset,
             last_words_of_a_server_that_only_says_them,
+            last_words_of_a_server_that_was_to_answer,
             the_client_closes_with_unread_data,
             the_server_closes_with_unread_data,
             writing_to_one_that_has_closed,
@@ -163,6 +164,16 @@ fn last_words_before_the_servers_reset(pair: &Pair, notes: &mut Notes) {
 
 /// It may be over before the agent has seen that it began.
 fn last_words_of_a_server_that_only_says_them(pair: &Pair, notes: &mut Notes) {
+    at_once(pair, notes, b"");
+}
+
+/// What it was told may come upon its reset.
+fn last_words_of_a_server_that_was_to_answer(pair: &Pair, notes: &mut Notes) {
+    at_once(pair, notes, b"question");
+}
+
+/// A server that says something and resets the connection, as soon as there is one.
+fn at_once(pair: &Pair, notes: &mut Notes, question: &[u8]) {
     const TIMES: usize = 50;
     let to = pair.at(&pair.web, pair.port());
     let listener = listen(&pair.web, pair.any(to.port()));
@@ -176,6 +187,8 @@ fn last_words_of_a_server_that_only_says_them(pair: &Pair, notes: &mut Notes) {
     let heard = |_: &usize| {
         let client = tcp(pair, &pair.client);
         connect(&client, to).unwrap();
+        // The reset may have come before it.
+        let _ = send(&client, question);
         poll_for(&client, PollFlags::POLLHUP);
         recv_flags(&client, 20, MsgFlags::empty()).is_ok_and(|said| said == "last words")
     };

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Capture, Mesh, Pod, Side, TUNNEL_PORT};
+use agent_tests::{Capture, Fail, Mesh, Pod, Side, Status, TUNNEL_PORT, wait};
 use socket2::{Domain, Socket, Type};
 
 const SECRET: &[u8] = b"a-secret-that-crosses-by-ipv6";
@@ -154,9 +154,14 @@ fn a_pod_without_ipv6_and_one_without_ipv4_are_served() {
     let _echo = Server::start(&web, "[::]:80".parse().unwrap(), |stream, _| traffic::echo(stream));
     assert_eq!(traffic::ask(&old, web.at(80), b"by IPv4").unwrap(), b"by IPv4");
     assert_eq!(traffic::ask(&new, web.at6(80), b"by IPv6").unwrap(), b"by IPv6");
-    // It has no address to come from.
-    let refused = new.namespace.within(|| TcpStream::connect(web.at(80))).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    // It has no address to come from. That it may fail open is no matter while it is served.
+    for fail in [Fail::Closed, Fail::Open] {
+        mesh.change(|directory| directory.entry(&new).fail = fail);
+        let refused = new.namespace.within(|| TcpStream::connect(web.at(80))).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    }
+    let counted = |status: &Status| status.refusals("no_address") == 2;
+    wait::until("it is counted", || mesh.agents[0].status().filter(counted).map(drop));
 }
 
 #[test]

@@ -138,6 +138,24 @@ fn a_listed_pod_is_enrolled_as_ever_and_refused_as_long_as_it_cannot_be() {
 }
 
 #[test]
+fn a_pod_that_was_left_alone_is_refused_once_it_is_listed_and_cannot_be_served() {
+    let mut watched = Watched::start("");
+    let destination = watched.web.at(80);
+    let client = watched.mesh.world.pod("client", Side::A);
+    let container = watched.container(&client);
+    let _pause = watched.pause(&client, &container);
+    wait::until("it is known", || reaches(&client.namespace, &container, destination).then_some(()));
+    watched.mesh.change(|directory| directory.list(&client).addresses = vec!["10.78.1.250".parse().unwrap()]);
+    for _ in 0..3 {
+        assert!(!reaches(&client.namespace, &container, destination), "the address that is listed is not there");
+    }
+    watched.mesh.change(|directory| directory.entry(&client).addresses = vec![client.address.into()]);
+    watched.mesh.until_serving();
+    assert!(reaches(&client.namespace, &container, destination));
+    watched.mesh.agents[0].records.wait(1, |record| record.close() == "finished");
+}
+
+#[test]
 fn a_pod_that_is_gone_is_forgotten() {
     let mut watched = Watched::start("");
     let destination = watched.web.at(80);

@@ -44,7 +44,7 @@ fn every_reason_has_one_number() {
         assert_eq!(RefuseReason::from_code(code).code(), code);
         assert_eq!(ResetReason::from_code(code).code(), code);
     }
-    assert_eq!(RefuseReason::from_code(12), RefuseReason::Unknown(12));
+    assert_eq!(RefuseReason::from_code(13), RefuseReason::Unknown(13));
     assert_eq!(ResetReason::from_code(9), ResetReason::Unknown(9));
 }
 
