@@ -166,8 +166,8 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     let capture = Capture::start(&config.capture, lock)?;
     let (records, writer) = Writer::start(&config.node, &config.records)?;
     let (trigger, drain) = drain::channel();
-    let (wanted, wanted_pods) = watch::channel(Vec::new());
     let estate = heir.map(|heir| heir.estate).unwrap_or_default();
+    let (wanted, wanted_pods) = watch::channel(estate.wanted());
     let identity = identity::start(&config.identity, wanted_pods, estate)?;
     let plane = Plane {
         directory: source.directory(),

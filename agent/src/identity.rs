@@ -46,6 +46,13 @@ pub struct Estate {
     pub pods: Vec<Inherited>,
 }
 
+impl Estate {
+    /// The pods that have a certificate, and their identities.
+    pub fn wanted(&self) -> Vec<(PodUid, SpiffeId)> {
+        self.pods.iter().map(|pod| (pod.uid.clone(), pod.identity.clone())).collect()
+    }
+}
+
 /// One pod's certificate and key.
 pub struct Inherited {
     /// The pod.

@@ -63,13 +63,17 @@ impl Renewal {
             Err(error) => warn!(%error, "the trust of the agent before this one is not used"),
         }
         let inherited = estate.pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
-        Self { client, ttl, wanted, told, inherited, pods: HashMap::new(), trust_schedule, generation: 0 }
+        let mut renewal =
+            Self { client, ttl, wanted, told, inherited, pods: HashMap::new(), trust_schedule, generation: 0 };
+        // What was inherited is there before anybody asks, and of use before the CA has answered.
+        renewal.follow_wanted();
+        renewal.publish();
+        renewal
     }
 
     pub(super) async fn run(mut self) {
         loop {
             self.follow_wanted();
-            // What was inherited is of use before the CA has answered.
             self.publish();
             self.renew_trust().await;
             self.renew_certificates().await;

@@ -328,6 +328,11 @@ async fn certificates_are_renewed_and_survive_both_restarts() {
     let mut certificates = identity.certificates();
     certificates.wait_for(|all| all.get(&web).is_some()).await.unwrap();
 
+    // A successor has what it inherits at once, before anybody has been asked.
+    let estate = identity.estate();
+    let heir = start(&config, watch::channel(estate.wanted()).1, estate).unwrap();
+    assert!(heir.certificates().borrow().get(&web).is_some());
+
     // Without a CA the certificate is kept as long as it lives, and no longer.
     ca.stop().await;
     certificates.wait_for(|all| all.get(&web).is_none()).await.unwrap();
