@@ -1,6 +1,7 @@
 //! Ways to end a connection.
 
 use std::net::Shutdown;
+use std::sync::mpsc;
 
 use agent_tests::{Notes, Pair, compare, patterns};
 use nix::libc;
@@ -177,9 +178,12 @@ fn at_once(pair: &Pair, notes: &mut Notes, question: &[u8]) {
     const TIMES: usize = 50;
     let to = pair.at(&pair.web, pair.port());
     let listener = listen(&pair.web, pair.any(to.port()));
+    let (tell, told) = mpsc::channel();
     let server = std::thread::spawn(move || {
         for _ in 0..TIMES {
             let (socket, _) = accept(&listener).unwrap();
+            // A reset that comes before connect(2) has returned makes it fail, and loses the words, also without Mantle.
+            told.recv().unwrap();
             send(&socket, b"last words").unwrap();
             reset(socket);
         }
@@ -187,6 +191,7 @@ fn at_once(pair: &Pair, notes: &mut Notes, question: &[u8]) {
     let heard = |_: &usize| {
         let client = tcp(pair, &pair.client);
         connect(&client, to).unwrap();
+        tell.send(()).unwrap();
         // The reset may have come before it.
         let _ = send(&client, question);
         poll_for(&client, PollFlags::POLLHUP);
