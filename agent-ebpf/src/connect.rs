@@ -4,7 +4,7 @@ use core::mem::size_of;
 
 use agent_common::{
     Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, FLAG_V6_RANGE,
-    Netns, POD_ADDRESSES, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
+    Netns, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, sockaddr};
@@ -12,8 +12,9 @@ use aya_ebpf::helpers::{bpf_bind, bpf_get_netns_cookie};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 
+use crate::destination::{in_mesh, is_loopback, is_own};
 use crate::heartbeat::beats;
-use crate::maps::{MESH, NETNS, ORIGIN, OWN, count, forget, has_listener, store, stored};
+use crate::maps::{NETNS, ORIGIN, OWN, count, forget, has_listener, store, stored};
 use crate::refused::refused_before;
 use crate::sock_addr::{self, Family, local4, local6};
 use crate::unknown;
@@ -80,37 +81,6 @@ fn stream_socket(ctx: *mut bpf_sock_addr) -> Option<*mut bpf_sock> {
 #[inline(always)]
 fn stays_in_pod(pod: &Netns, destination: &Addr) -> bool {
     is_loopback(destination) || is_own(pod, destination)
-}
-
-/// 127.0.0.0/8, `::1`, and the unspecified addresses, which `connect` takes for loopback.
-#[inline(always)]
-pub fn is_loopback(addr: &Addr) -> bool {
-    if is_v4(addr) {
-        return addr[3] & 0xff00_0000_u32.to_be() == 0x7f00_0000_u32.to_be() || addr[3] == 0;
-    }
-    addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && addr[3] & 0x00ff_ffff_u32 == 0 && u32::from_be(addr[3]) <= 1
-}
-
-/// Whether this is one of the pod's own addresses.
-#[inline(always)]
-pub fn is_own(pod: &Netns, addr: &Addr) -> bool {
-    let mut at = 0;
-    while at < POD_ADDRESSES {
-        let own = &pod.addresses[at];
-        if own[0] == addr[0] && own[1] == addr[1] && own[2] == addr[2] && own[3] == addr[3] {
-            return true;
-        }
-        at += 1;
-    }
-    false
-}
-
-/// Whether the destination has an enrolled endpoint.
-#[inline(always)]
-pub fn in_mesh(destination: &Endpoint) -> bool {
-    let every_port = Endpoint { port: 0, ..*destination };
-    // SAFETY: only its presence matters here.
-    unsafe { MESH.get(destination).or_else(|| MESH.get(&every_port)) }.is_some()
 }
 
 /// Where no pod's connection may go.

@@ -8,7 +8,7 @@ use aya_ebpf::Global;
 use aya_ebpf::programs::SkLookupContext;
 use aya_log_ebpf::debug;
 
-use crate::connect::{is_loopback, is_own};
+use crate::destination::{is_loopback, is_own};
 use crate::heartbeat::beats;
 use crate::maps::{DIALS, FLOWS, LISTENERS, NETNS};
 

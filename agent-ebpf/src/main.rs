@@ -7,6 +7,7 @@
 )]
 
 mod connect;
+mod destination;
 mod heartbeat;
 mod lookup;
 mod maps;

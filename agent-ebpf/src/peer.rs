@@ -6,7 +6,7 @@ use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::bpf_get_netns_cookie;
 use aya_ebpf::programs::SockAddrContext;
 
-use crate::connect::is_own;
+use crate::destination::is_own;
 use crate::maps::{NETNS, ORIGIN, stored};
 use crate::sock_addr::{self, Family, local4, local6};
 

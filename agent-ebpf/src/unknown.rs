@@ -5,7 +5,7 @@ use aya_ebpf::Global;
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid};
 use aya_ebpf::programs::SockAddrContext;
 
-use crate::connect::{in_mesh, is_loopback};
+use crate::destination::{in_mesh, is_loopback};
 use crate::maps::{STRANGERS, count};
 use crate::sock_addr::Family;
 
