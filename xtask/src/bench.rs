@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: the same load between the same two pods, without Mantle and with it, in one run.
 
+mod pods;
+
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,9 +26,18 @@ const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 2, 10), 900
 /// How to measure.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
+    /// What to measure; without it, connections between two pods.
+    #[command(subcommand)]
+    what: Option<What>,
     /// Seconds for each measurement.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// How long it takes to enrol all pods of a full node, and what each of them costs in memory.
+    Pods(pods::Arguments),
 }
 
 /// What one way of connecting achieved.
@@ -43,6 +54,13 @@ struct Figures {
 
 /// Measures, and prints a table.
 pub(crate) fn run(arguments: &Arguments) -> Done {
+    match &arguments.what {
+        Some(What::Pods(arguments)) => pods::run(arguments),
+        None => run_connections(arguments),
+    }
+}
+
+fn run_connections(arguments: &Arguments) -> Done {
     setup::run(&[For::Build, For::World])?;
     let mantle = build::mantle(Profile::Release)?;
     interrupt::watch()?;

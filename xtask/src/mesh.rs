@@ -130,10 +130,8 @@ impl Mesh {
     pub(crate) fn until_serving(&mut self, pods: &[Pod], revision: u64) -> Done {
         self.until("every agent serves its pods under the new revision", |status| {
             // A pod is in the status of its own node's agent only.
-            let mut own = pods.iter().filter_map(|pod| Some((pod, status.state(pod.uid)?))).peekable();
-            own.peek().is_some()
-                && own.all(|(pod, state)| state == "serving" || !pod.certified)
-                && status.revision() >= revision
+            let mut own = pods.iter().filter_map(|pod| Some((pod, status.state(&pod.uid)?)));
+            own.all(|(pod, state)| state == "serving" || !pod.certified) && status.revision() >= revision
         })
     }
 

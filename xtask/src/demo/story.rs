@@ -203,7 +203,7 @@ fn join(locals: &[String], out: &[Record], into: &[Record]) -> Option<Vec<(Recor
 fn check_record(record: &Record, client: &Pod, web: &Pod) -> Done {
     for (end, pod) in [("source", client), ("destination", web)] {
         for (part, expected) in
-            [("identity", pod.identity()), ("pod", format!("shop/{}", pod.name)), ("uid", pod.uid.to_owned())]
+            [("identity", pod.identity()), ("pod", format!("shop/{}", pod.name)), ("uid", pod.uid.clone())]
         {
             let found = record.text(&format!("/{end}/{part}"));
             holds(found == expected, || format!("the {end}'s {part} is {expected}, not `{found}`: {record:?}"))?;

@@ -23,8 +23,8 @@ pub(crate) enum Mode {
 /// A pod, as the directory lists it.
 #[derive(Clone)]
 pub(crate) struct Pod {
-    pub(crate) name: &'static str,
-    pub(crate) uid: &'static str,
+    pub(crate) name: String,
+    pub(crate) uid: String,
     pub(crate) node: &'static str,
     pub(crate) address: Ipv4Addr,
     pub(crate) netns: PathBuf,
@@ -36,10 +36,10 @@ pub(crate) struct Pod {
 
 impl Pod {
     /// A permissive pod that does not serve yet; its address says on which node it is.
-    pub(crate) fn listed(name: &'static str, uid: &'static str, address: Ipv4Addr, place: &Namespace) -> Self {
+    pub(crate) fn listed(name: &str, uid: &str, address: Ipv4Addr, place: &Namespace) -> Self {
         let node = if address.octets()[2] == 1 { "node-a" } else { "node-b" };
         let (netns, mode) = (place.path(), Mode::Permissive);
-        Self { name, uid, node, address, netns, mode, serving: false, certified: true }
+        Self { name: name.to_owned(), uid: uid.to_owned(), node, address, netns, mode, serving: false, certified: true }
     }
 
     /// The identity that the CA gives it.

@@ -117,6 +117,19 @@ pub(crate) fn processor_time(pid: u32) -> Done<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / ticks_in_second))
 }
 
+/// How much of the process is in memory, in bytes.
+pub(crate) fn resident(pid: u32) -> Done<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).context(&path)?;
+    kibibytes(&text, "VmRSS:").map(|size| size * 1024).ok_or_else(|| Failure::new(format!("{path} has no VmRSS")))
+}
+
+/// The number in the line that begins with `name`, as `/proc/<pid>/status` and `/proc/meminfo` have them.
+pub(crate) fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// When the process began, in the kernel's words.
 fn began(pid: i32) -> Option<String> {
     stat(pid)?.get(19).cloned()
