@@ -47,7 +47,7 @@ pub use strangers::Strangers;
 use maps::Maps;
 use netns::Namespace;
 use pins::Pins;
-use program::UnknownRule;
+use program::{PodPrograms, UnknownRule};
 
 /// Where an instance's kernel state goes.
 #[derive(Clone, Debug)]
@@ -131,6 +131,7 @@ impl StartError {
 pub struct Capture {
     pins: Pins,
     maps: Arc<Maps>,
+    programs: PodPrograms,
     home: Arc<File>,
     forbidden: HashSet<u64>,
     pods: HashMap<PodUid, Arc<Attached>>,
@@ -165,7 +166,8 @@ impl Capture {
             netns::current_cookie().map_err(|e| StartError::System("cannot tell our own network namespace", e))?;
         let forbidden = HashSet::from_iter(node.into_iter().chain([own]));
         let strangers = Some(Strangers::take(&mut object)?);
-        Ok(Self { pins, maps, home, forbidden, pods: HashMap::new(), pods_cgroup, strangers, _log: log })
+        let programs = PodPrograms::new(&pins);
+        Ok(Self { pins, maps, programs, home, forbidden, pods: HashMap::new(), pods_cgroup, strangers, _log: log })
     }
 
     /// Who tells of unknown pods; once.
@@ -268,7 +270,7 @@ impl Capture {
             return Err(AttachError::NotThere(absent));
         }
         let known = self.known(&namespace, pod)?;
-        program::attach_to_pod(&self.pins, &namespace, known.index)?;
+        self.programs.attach(&self.pins, &namespace, known.index)?;
         let attached = Arc::new(Attached::new(pod, namespace, known, Arc::clone(&self.maps))?);
         self.pods.insert(pod.uid.clone(), Arc::clone(&attached));
         // Only now, so that there is no moment without it.

@@ -5,12 +5,14 @@ use std::ops::RangeInclusive;
 
 const LOWEST: u16 = 10_240;
 const BELOW_COMMON_EPHEMERAL: u16 = 32_767;
+const HALVES: [RangeInclusive<u16>; 2] = [BELOW_COMMON_EPHEMERAL + 1..=u16::MAX, LOWEST..=BELOW_COMMON_EPHEMERAL];
 
 /// The ports to try, in order: from 65535 down outside the pod's ephemeral range, then from 32767 down to 10240. An
 /// application's own `bind` to port 0 takes from the ephemeral range, so it never meets ours.
 #[derive(Debug, Clone)]
 pub(super) struct Ports {
-    candidates: Vec<u16>,
+    /// From high to low, and each of them too. Each pod has its own, so they are not written out.
+    spans: Vec<RangeInclusive<u16>>,
     inside_ephemeral: bool,
 }
 
@@ -26,12 +28,19 @@ impl Ports {
     }
 
     fn outside(ephemeral: &RangeInclusive<u16>) -> Self {
-        let all = || (BELOW_COMMON_EPHEMERAL + 1..=u16::MAX).rev().chain((LOWEST..=BELOW_COMMON_EPHEMERAL).rev());
-        let candidates: Vec<u16> = all().filter(|port| !ephemeral.contains(port)).collect();
-        if candidates.is_empty() {
-            return Self { candidates: all().collect(), inside_ephemeral: true };
+        let (low, high) = (*ephemeral.start(), *ephemeral.end());
+        let above = (high < u16::MAX).then(|| high + 1..=u16::MAX);
+        let below = (low > LOWEST).then(|| LOWEST..=low - 1);
+        let spans: Vec<_> = HALVES
+            .iter()
+            .flat_map(|half| [&above, &below].map(|outside| outside.as_ref().map(|outside| common(half, outside))))
+            .flatten()
+            .filter(|span| !span.is_empty())
+            .collect();
+        if spans.is_empty() {
+            return Self { spans: HALVES.to_vec(), inside_ephemeral: true };
         }
-        Self { candidates, inside_ephemeral: false }
+        Self { spans, inside_ephemeral: false }
     }
 
     /// True if the ephemeral range leaves no port: the agent's sockets can then meet the application's.
@@ -41,9 +50,23 @@ impl Ports {
 
     /// All candidates, beginning with number `start` (modulo their count).
     pub(super) fn from(&self, start: usize) -> impl Iterator<Item = u16> {
-        let (before, after) = self.candidates.split_at(start % self.candidates.len().max(1));
-        after.iter().chain(before).copied()
+        let count: usize = self.spans.iter().map(ExactSizeIterator::len).sum();
+        (0..count).filter_map(move |behind| self.number((start % count.max(1) + behind) % count))
     }
+
+    fn number(&self, mut number: usize) -> Option<u16> {
+        for span in &self.spans {
+            match u16::try_from(number) {
+                Ok(behind) if number < span.len() => return Some(span.end() - behind),
+                Ok(_) | Err(_) => number = number.checked_sub(span.len())?,
+            }
+        }
+        None
+    }
+}
+
+fn common(one: &RangeInclusive<u16>, other: &RangeInclusive<u16>) -> RangeInclusive<u16> {
+    *one.start().max(other.start())..=*one.end().min(other.end())
 }
 
 #[cfg(test)]
@@ -66,6 +89,16 @@ mod tests {
         let ports = Ports::outside(&(1024..=65_535));
         assert_eq!(ports.from(0).next(), Some(65_535));
         assert!(ports.inside_ephemeral());
+    }
+
+    #[test]
+    fn ports_on_both_sides_of_the_range_are_used() {
+        let order = |range| Ports::outside(&range).from(0).collect::<Vec<u16>>();
+        assert_eq!(order(20_000..=65_535), (10_240..=19_999).rev().collect::<Vec<u16>>());
+        assert_eq!(order(1..=65_533), [65_535, 65_534]);
+        assert_eq!(order(40_000..=65_534)[..2], [65_535, 39_999]);
+        assert_eq!(order(65_535..=65_535).len(), 65_535 - 10_240);
+        assert_eq!(order(1..=2).len(), 65_536 - 10_240);
     }
 
     #[test]

@@ -88,15 +88,33 @@ pub(super) fn attach_to_cgroup(object: &mut Ebpf, pins: &Pins, cgroup: &Path) ->
     Ok(())
 }
 
-/// Loads an instance of the lookup program for one pod and attaches it to the pod's namespace.
-pub(super) fn attach_to_pod(pins: &Pins, namespace: &Namespace, index: u32) -> Result<(), AttachError> {
-    let cookie = namespace.cookie();
-    let mut loader = loader(pins);
-    loader.override_global(names::POD_COOKIE, &cookie, true).override_global(names::POD_INDEX, &index, true);
-    let mut object = loader.load(OBJECT).map_err(|e| AttachError::Kernel(io::Error::other(e)))?;
-    let program = object.program_mut(LOOKUP).ok_or(AttachError::Kernel(io::ErrorKind::NotFound.into()))?;
-    load_program(program).map_err(|e| AttachError::Program(Box::new(e)))?;
-    let pin = pins.pod_link(cookie);
+/// Makes an instance of the lookup program for each pod.
+///
+/// A loader reads the types of the whole kernel when it is made, which takes longer than all the rest of an attachment;
+/// our programs need none of them, so one loader serves all pods.
+pub(super) struct PodPrograms(EbpfLoader<'static>);
+
+impl PodPrograms {
+    pub(super) fn new(pins: &Pins) -> Self {
+        let mut loader = loader(pins);
+        loader.btf(None);
+        Self(loader)
+    }
+
+    /// Loads an instance for one pod and attaches it to the pod's namespace.
+    pub(super) fn attach(&mut self, pins: &Pins, namespace: &Namespace, index: u32) -> Result<(), AttachError> {
+        // A loader keeps references to its globals until others take their place: twelve bytes for each attachment.
+        let (cookie, index): &'static (u64, u32) = Box::leak(Box::new((namespace.cookie(), index)));
+        self.0.override_global(names::POD_COOKIE, cookie, true).override_global(names::POD_INDEX, index, true);
+        let mut object = self.0.load(OBJECT).map_err(|e| AttachError::Kernel(io::Error::other(e)))?;
+        let program = object.program_mut(LOOKUP).ok_or(AttachError::Kernel(io::ErrorKind::NotFound.into()))?;
+        load_program(program).map_err(|e| AttachError::Program(Box::new(e)))?;
+        attach_lookup(program, pins, namespace)
+    }
+}
+
+fn attach_lookup(program: &mut Program, pins: &Pins, namespace: &Namespace) -> Result<(), AttachError> {
+    let pin = pins.pod_link(namespace.cookie());
     let place = Place { pin: &pin, target: namespace.inode(), kind: LinkKind::Netns };
     if place.replace(program).map_err(AttachError::Kernel)? {
         return Ok(());
