@@ -25,7 +25,7 @@ use crate::handover::{self, Door, HandOverError, Inheritance, Predecessor, Succe
 use crate::identity::{self, Identity, IdentityError};
 use crate::plane::Plane;
 use crate::report::{RecordError, Writer};
-use crate::worker::{Leave, Workers};
+use crate::worker::{HANDSHAKES_END, Leave, Workers};
 
 /// How long the first pods have to serve before the agent that hands over is told to go.
 const TAKE_OVER: Duration = Duration::from_secs(10);
@@ -189,10 +189,15 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     let leave = duty.run(&socket(&config), predecessor).await?;
 
     let Duty { enrolment, plane, source, identity, .. } = duty;
-    info!("stopping: connections have {:?} to end; kernel state stays", config.drain);
+    let limit = match leave {
+        Leave::Alone => config.drain,
+        // What comes by its listeners' last handshakes has that long as well.
+        Leave::ToSuccessor => config.drain + HANDSHAKES_END,
+    };
+    info!("stopping: connections have {limit:?} to end; kernel state stays");
     let closed = enrolment.close(leave).await;
     drop(plane);
-    if trigger.drain(config.drain).await == Drained::Deadline {
+    if trigger.drain(limit).await == Drained::Deadline {
         warn!("connections were still open at the drain's deadline: they were reset");
     }
     // Until here connections were judged by every new directory and certificate, and the instance was ours.

@@ -24,7 +24,7 @@ use crate::plane::Plane;
 const ORDERS: usize = 16;
 
 /// How long a TCP handshake may still end with a listener that a successor's has replaced.
-const HANDSHAKES_END: Duration = Duration::from_secs(3);
+pub const HANDSHAKES_END: Duration = Duration::from_secs(3);
 
 /// The threads, and which of them serves which pod.
 pub struct Workers {

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the same load between the same two pods, without Mantle and with it, in one run.
 
+mod handover;
 mod pods;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -38,6 +39,12 @@ pub(crate) struct Arguments {
 enum What {
     /// How long it takes to enrol all pods of a full node, and what each of them costs in memory.
     Pods(pods::Arguments),
+    /// Replace both agents while connections are opened as fast as they can be; each one must succeed.
+    Handover {
+        /// Seconds for all of it.
+        #[arg(long, default_value_t = 45, value_parser = clap::value_parser!(u64).range(30..=60))]
+        seconds: u64,
+    },
 }
 
 /// What one way of connecting achieved.
@@ -56,6 +63,7 @@ struct Figures {
 pub(crate) fn run(arguments: &Arguments) -> Done {
     match &arguments.what {
         Some(What::Pods(arguments)) => pods::run(arguments),
+        Some(What::Handover { seconds }) => handover::run(*seconds),
         None => run_connections(arguments),
     }
 }

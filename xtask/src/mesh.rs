@@ -23,6 +23,9 @@ pub(crate) use report::{Record, Status};
 /// How long any one thing that Mantle does by itself may take here.
 const SOON: Duration = Duration::from_secs(15);
 
+/// What an agent logs when its predecessor has been told to go.
+const TOOK_OVER: &str = "took over";
+
 /// The file in a world's folder that says which `mantle` runs there.
 const BINARY: &str = "mantle-binary";
 
@@ -43,6 +46,18 @@ pub(crate) struct Agent {
     instance: String,
     place: Namespace,
     process: Option<Process>,
+}
+
+impl Agent {
+    fn command(&self, mantle: &Path, folder: &Path) -> Command {
+        let mut command = Command::new(mantle);
+        command.arg("agent").arg("--config").arg(folder.join(format!("agent-{}.yaml", self.node)));
+        command
+    }
+
+    fn process_name(&self) -> String {
+        format!("agent-{}", self.node)
+    }
 }
 
 impl Mesh {
@@ -86,11 +101,27 @@ impl Mesh {
         let agent = &mut self.agents[at];
         // What the last process wrote must not be taken for the word of this one.
         remove(&self.folder.join(format!("status-{}.json", agent.node)))?;
-        let config = self.folder.join(format!("agent-{}.yaml", agent.node));
-        let mut command = Command::new(&self.mantle);
-        command.arg("agent").arg("--config").arg(config);
-        agent.process = Some(world.spawn(&format!("agent-{}", agent.node), &agent.place, &command)?);
+        let command = agent.command(&self.mantle, &self.folder);
+        agent.process = Some(world.spawn(&agent.process_name(), &agent.place, &command)?);
         Ok(())
+    }
+
+    /// Starts a successor of the agent of `self.agents[at]`, and returns when it serves and its predecessor has ended.
+    pub(crate) fn replace_agent(&mut self, world: &World, at: usize) -> Done {
+        let agent = &mut self.agents[at];
+        let Some(predecessor) = agent.process.take() else {
+            return Err(Failure::new(format!("{}: there is no agent to replace", agent.node)));
+        };
+        let took_over = |process: &Process| process.said().matches(TOOK_OVER).count();
+        let before = took_over(&predecessor);
+        let mut command = agent.command(&self.mantle, &self.folder);
+        let successor = world.spawn(&agent.process_name(), &agent.place, command.arg("--take-over"))?;
+        let successor = agent.process.insert(successor);
+        wait("the successor serves", SOON, || {
+            successor.check()?;
+            Ok((took_over(successor) > before).then_some(()))
+        })?;
+        predecessor.ended(SOON)
     }
 
     /// The revision that was published last.

@@ -105,6 +105,10 @@ impl<'a> PlainPump<'a> {
             Fault::Reading(error) => Ended::Endpoint(error),
             Fault::Writing(error) => Ended::Application(error),
         })?;
+        if self.is_finished() {
+            // What the application's host makes of our end does not matter any more.
+            return Ok(true);
+        }
         let forth = pass(self.application, self.endpoint, &mut self.from_application).map_err(|fault| match fault {
             Fault::Reading(error) => Ended::Application(error),
             Fault::Writing(error) => Ended::Endpoint(error),

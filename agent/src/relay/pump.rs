@@ -276,6 +276,10 @@ impl<'a, M: Machine> Pump<'a, M> {
     }
 
     fn read_application(&mut self) -> Result<bool, Ended> {
+        if self.is_over() {
+            // A host that has forgotten its socket answers our end with a reset: nothing is lost by that.
+            return Ok(false);
+        }
         if !self.reads_application() {
             return self.application.check().map(|()| false).map_err(Ended::Application);
         }
@@ -343,12 +347,16 @@ impl<'a, M: Machine> Pump<'a, M> {
 
     /// Finished is: both directions have ended, our application has its last byte, and our last frame is on its way.
     fn settle(&mut self) -> Result<(), Ended> {
-        let over = self.tunnel.machine.is_settled() && self.application.is_shut();
         let sent = self.tunnel_over || self.tunnel.channel.backlog() == 0;
-        if over && self.ended.is_none() && sent {
+        if self.is_over() && self.ended.is_none() && sent {
             self.ended = Some(Ended::Finished);
         }
         Ok(())
+    }
+
+    /// Both directions have ended, for both applications.
+    fn is_over(&self) -> bool {
+        self.tunnel.machine.is_settled() && self.application.is_shut()
     }
 
     /// What the end of the tunnel means; what had arrived before it has been taken. After DONE it means nothing: the

@@ -55,6 +55,12 @@ impl Tunnel<Acceptor> {
     pub async fn next_open(&mut self, drain: &Drain) -> Option<Request> {
         let mut until = pin!(sleep_until(Instant::now() + IDLE));
         loop {
+            // Before an OPEN that is here already: else a dialler that is quick would be served till the drain's deadline.
+            if drain.is_requested() && !self.machine.is_retired() {
+                self.machine.retire(&mut self.out);
+                self.send_frames().ok()?;
+                until.as_mut().reset(Instant::now() + RETIRED);
+            }
             match self.take_open() {
                 Ok(Some(request)) => return Some(request),
                 Ok(None) => {}
@@ -63,11 +69,7 @@ impl Tunnel<Acceptor> {
             let retired = self.machine.is_retired();
             tokio::select! {
                 ready = self.channel.ready(Interest::READABLE | Interest::ERROR) => { ready.ok()?; }
-                () = drain.requested(), if !retired => {
-                    self.machine.retire(&mut self.out);
-                    self.send_frames().ok()?;
-                    until.as_mut().reset(Instant::now() + RETIRED);
-                }
+                () = drain.requested(), if !retired => {}
                 () = drain.over() => return None,
                 () = &mut until => {
                     // The dialler may not have read our last frames yet, and a reset would take them from it.

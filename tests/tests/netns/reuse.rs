@@ -1,7 +1,10 @@
 //! A tunnel is used again, by the same two pods only, and nothing of one connection reaches the next.
 
+use std::fs;
+use std::io::{Read as _, Write as _};
+
 use agent_tests::traffic::{self, Pattern, Server};
-use agent_tests::{AgentSettings, Capture, Mesh, Settings, Side, TUNNEL_PORT};
+use agent_tests::{AgentSettings, Capture, Mesh, Pod, Settings, Side, TUNNEL_PORT, wait};
 
 #[test]
 fn connections_one_after_the_other_share_a_tunnel() {
@@ -37,6 +40,46 @@ fn another_pod_does_not_get_a_neighbours_tunnel() {
         record.names("source", pod);
         assert_eq!(record.number("/tunnel/use"), 1);
     }
+}
+
+#[test]
+fn a_host_that_forgets_its_sockets_at_once_costs_no_later_connection() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    // As when a busy server has filled the table: what its kernel has closed answers with a reset.
+    web.set("net/ipv4/tcp_max_tw_buckets", "0");
+    let _server = Server::start(&web, web.at(80), |mut stream, _| {
+        let mut question = [0; 8];
+        stream.read_exact(&mut question).unwrap();
+        stream.write_all(&question).unwrap();
+        // It ends first.
+    });
+    for number in 0..20_u64 {
+        let forgotten = forgotten(&web);
+        let mut stream = traffic::connect(&client, web.at(80)).unwrap();
+        let own = stream.local_addr().unwrap();
+        let (question, mut answer) = (number.to_be_bytes(), Vec::new());
+        stream.write_all(&question).unwrap();
+        stream.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, question);
+        wait::until("the server's kernel has forgotten its socket", || {
+            (self::forgotten(&web) > forgotten).then_some(())
+        });
+        drop(stream);
+        for agent in &mesh.agents {
+            let record = agent.records.of_client(own);
+            assert_eq!((record.close(), record.number("/tunnel/use")), ("finished", number + 1));
+        }
+    }
+}
+
+/// How many closed sockets a pod's kernel had no room to remember.
+fn forgotten(pod: &Pod) -> u64 {
+    let text = pod.namespace.within(|| fs::read_to_string("/proc/thread-self/net/netstat")).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:")).map(str::split_ascii_whitespace);
+    let (mut names, mut values) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.position(|name| name == "TCPTimeWaitOverflow").unwrap();
+    values.nth(at).unwrap().parse().unwrap()
 }
 
 #[test]

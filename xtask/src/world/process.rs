@@ -62,10 +62,15 @@ impl Process {
     }
 
     /// Sends `signal` and waits until the process is gone.
-    pub(crate) fn end(mut self, signal: Signal, limit: Duration) -> Done {
+    pub(crate) fn end(self, signal: Signal, limit: Duration) -> Done {
         let pid = Pid::from_raw(self.child.id().cast_signed());
         kill(pid, signal).context(format!("cannot send {signal} to {}", self.name))?;
-        super::wait(&format!("{} ends on {signal}", self.name), limit, || self.child.try_wait().context(&self.name))?;
+        self.ended(limit)
+    }
+
+    /// Waits until the process has ended by itself.
+    pub(crate) fn ended(mut self, limit: Duration) -> Done {
+        super::wait(&format!("{} ends", self.name), limit, || self.child.try_wait().context(&self.name))?;
         Ok(())
     }
 
