@@ -6,7 +6,7 @@
 #![no_std]
 
 /// The version of every layout in this crate; a part of the pin path, so that no agent reads another layout's maps.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// The port on which every pod's agent accepts tunnels.
 pub const TUNNEL_PORT: u16 = 15008;
@@ -59,6 +59,9 @@ pub const fn in_capture_range6(addr: &Addr) -> bool {
 
 /// How many of a pod's own addresses the kernel knows.
 pub const POD_ADDRESSES: usize = 4;
+
+/// How many ports a pod can have at which it takes plaintext although it is strict.
+pub const PLAINTEXT_PORTS: usize = 16;
 
 /// How many bytes of a pod's UID the kernel keeps, NUL-padded.
 pub const UID_LEN: usize = 64;
@@ -116,6 +119,8 @@ pub struct Netns {
     pub primary6: Addr,
     /// The pod's UID, NUL-padded.
     pub uid: [u8; UID_LEN],
+    /// Where plaintext from outside passes although the pod is strict; unused ones are zero.
+    pub plaintext_ports: [u16; PLAINTEXT_PORTS],
 }
 
 /// An address with its port: a key of `MESH` (port 0 = every port), and the value of `DIALS`.
@@ -191,6 +196,16 @@ pub struct Flow {
     pub original: Endpoint,
 }
 
+/// What a socket of the node's own namespace keeps that connects to a strict pod of this node (`PROBING`).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Probe {
+    /// The pod's network namespace.
+    pub cookie: u64,
+    /// Where it connects to.
+    pub destination: Endpoint,
+}
+
 /// How many listener slots a pod has: two for each family, since a listener serves one.
 pub const SLOTS_PER_POD: u32 = 4;
 /// The slot for IPv4 connections that leave the pod; the one for IPv6 is [`SLOT_V6`] behind it.
@@ -208,7 +223,7 @@ pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
 /// Names of programs, maps and globals: said once, used by the kernel half's build and by the loader.
 pub mod names {
     /// The maps that are pinned, one set for each instance.
-    pub const MAPS: [&str; 12] = [
+    pub const MAPS: [&str; 15] = [
         "NETNS",
         "MESH",
         "REFUSED",
@@ -221,6 +236,9 @@ pub mod names {
         "COUNTERS",
         "HEARTBEAT",
         "STRANGERS",
+        "HOSTED",
+        "PROBING",
+        "PROBES",
     ];
     /// Global of the connect programs: the id of the cgroup below which pods' tasks are (`u64`); 0 = none is known.
     pub const PODS_CGROUP: &str = "PODS_CGROUP";
@@ -270,10 +288,16 @@ pub enum Counter {
     UnknownPod = 13,
     /// The same, let through: `unknown: allow`.
     UnknownAllowed = 14,
+    /// Plaintext to a strict pod, let through: a probe of the node's own.
+    Probe = 15,
+    /// Plaintext to a strict pod, let through: the port is one of the pod's `plaintext_ports`.
+    PlaintextPort = 16,
+    /// `PROBES` is full, or the kernel has no memory: a probe is refused when its SYN arrives.
+    ProbesFull = 17,
 }
 
 /// How many values [`Counter`] has.
-pub const COUNTERS: u32 = 15;
+pub const COUNTERS: u32 = 18;
 
 #[cfg(feature = "user")]
 mod pod {
@@ -285,7 +309,7 @@ mod pod {
             unsafe impl aya::Pod for super::$name {}
         )* };
     }
-    pod!(Netns, Endpoint, Mesh, Refused, Stranger, FlowKey, Flow);
+    pod!(Netns, Endpoint, Mesh, Refused, Stranger, FlowKey, Flow, Probe);
 }
 
 #[cfg(test)]
@@ -295,10 +319,11 @@ mod tests {
 
     #[test]
     fn layouts_are_what_the_pinned_maps_hold() {
-        assert_eq!((size_of::<Netns>(), align_of::<Netns>()), (172, 4));
+        assert_eq!((size_of::<Netns>(), align_of::<Netns>()), (204, 4));
         assert_eq!(offset_of!(Netns, addresses), 12);
         assert_eq!(offset_of!(Netns, primary4), 76);
         assert_eq!(offset_of!(Netns, uid), 108);
+        assert_eq!(offset_of!(Netns, plaintext_ports), 172);
         assert_eq!((size_of::<Endpoint>(), align_of::<Endpoint>()), (24, 4));
         assert_eq!((size_of::<Mesh>(), align_of::<Mesh>()), (8, 8));
         assert_eq!((size_of::<Refused>(), align_of::<Refused>()), (32, 8));
@@ -306,17 +331,19 @@ mod tests {
         assert_eq!((size_of::<FlowKey>(), align_of::<FlowKey>()), (48, 8));
         assert_eq!(offset_of!(FlowKey, client_port), 40);
         assert_eq!((size_of::<Flow>(), align_of::<Flow>()), (32, 8));
+        assert_eq!((size_of::<Probe>(), align_of::<Probe>()), (32, 8));
     }
 
     #[test]
     fn no_type_has_padding() {
-        assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 4 + 16 * POD_ADDRESSES + 2 * 16 + UID_LEN);
+        assert_eq!(size_of::<Netns>(), 1 + 1 + 2 + 4 + 4 + 16 * POD_ADDRESSES + 2 * 16 + UID_LEN + 2 * PLAINTEXT_PORTS);
         assert_eq!(size_of::<Endpoint>(), 16 + 2 + 6);
         assert_eq!(size_of::<Mesh>(), 8);
         assert_eq!(size_of::<Refused>(), 8 + size_of::<Endpoint>());
         assert_eq!(size_of::<Stranger>(), 8 + 8 + 4 + 4);
         assert_eq!(size_of::<FlowKey>(), 8 + 16 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Flow>(), 8 + size_of::<Endpoint>());
+        assert_eq!(size_of::<Probe>(), 8 + size_of::<Endpoint>());
     }
 
     #[test]

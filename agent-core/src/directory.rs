@@ -11,7 +11,7 @@ mod service;
 mod text;
 
 pub use service::{Endpoint, Frontend, PlainEndpoint, Service};
-pub use text::{object_name, parse};
+pub use text::{MOST_PLAINTEXT_PORTS, object_name, parse};
 
 /// What a pod accepts besides mutual TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// What it accepts besides mutual TLS.
     pub mode: Mode,
+    /// Ports at which it takes plaintext from anyone, also while it is strict. At most [`MOST_PLAINTEXT_PORTS`].
+    pub plaintext_ports: Vec<u16>,
     /// What happens while no agent serves it.
     pub fail: Fail,
     /// Published: its agent has said that it serves, so other agents may send to it.
@@ -175,6 +177,7 @@ pub(crate) mod tests {
             netns: None,
             addresses: vec![address.parse().unwrap()],
             mode: Mode::Strict,
+            plaintext_ports: Vec::new(),
             fail: Fail::Closed,
             serving: true,
         }

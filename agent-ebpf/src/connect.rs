@@ -15,6 +15,7 @@ use aya_log_ebpf::debug;
 use crate::destination::{in_mesh, is_loopback, is_own};
 use crate::heartbeat::beats;
 use crate::maps::{NETNS, ORIGIN, OWN, count, forget, has_listener, store, stored};
+use crate::probe;
 use crate::refused::refused_before;
 use crate::sock_addr::{self, Family, local4, local6};
 use crate::unknown;
@@ -35,7 +36,10 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
     // SAFETY: the context is the program's own.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
-    let Some(pod) = (unsafe { NETNS.get(&cookie) }) else { return unknown::judge::<F>(ctx, cookie) };
+    let Some(pod) = (unsafe { NETNS.get(&cookie) }) else {
+        probe::mark::<F>(ctx, sk, cookie);
+        return unknown::judge::<F>(ctx, cookie);
+    };
     let destination = F::user_endpoint(ctx.sock_addr);
     if pod.state != STATE_ENROLLED || stays_in_pod(pod, &destination.addr) {
         return Ok(());

@@ -1,8 +1,8 @@
 //! Which socket a SYN that enters the pod's namespace meets: the agent's listener, the application, or none.
 
 use agent_common::{
-    Addr, CAPTURE_PORT, Counter, FlowKey, MODE_STRICT, Netns, SLOT_INBOUND, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED,
-    TUNNEL_PORT, in_capture_range, in_capture_range6, is_v4, listener_slot, v4_mapped,
+    Addr, CAPTURE_PORT, Counter, FlowKey, MODE_STRICT, Netns, PLAINTEXT_PORTS, SLOT_INBOUND, SLOT_OUTBOUND, SLOT_V6,
+    STATE_ENROLLED, TUNNEL_PORT, in_capture_range, in_capture_range6, is_v4, listener_slot, v4_mapped,
 };
 use aya_ebpf::Global;
 use aya_ebpf::programs::SkLookupContext;
@@ -10,7 +10,8 @@ use aya_log_ebpf::debug;
 
 use crate::destination::{is_loopback, is_own};
 use crate::heartbeat::beats;
-use crate::maps::{DIALS, FLOWS, LISTENERS, NETNS};
+use crate::maps::{DIALS, FLOWS, LISTENERS, NETNS, count};
+use crate::probe::is_probe;
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -68,11 +69,33 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
     if syn.local_port == TUNNEL_PORT && is_own(pod, &syn.local) {
         return assign(ctx, pod, &syn, SLOT_INBOUND);
     }
-    if pod.mode == MODE_STRICT {
-        debug!(ctx, "refused plaintext to port {}", syn.local_port);
-        return Err(Counter::Strict);
+    if pod.mode != MODE_STRICT {
+        return Ok(());
     }
-    Ok(())
+    if takes_plaintext(pod, syn.local_port) {
+        count(Counter::PlaintextPort);
+        return Ok(());
+    }
+    if is_probe(&syn.key()) {
+        count(Counter::Probe);
+        return Ok(());
+    }
+    debug!(ctx, "refused plaintext to port {}", syn.local_port);
+    Err(Counter::Strict)
+}
+
+/// Whether a strict pod makes an exception of this port.
+#[inline(always)]
+fn takes_plaintext(pod: &Netns, port: u16) -> bool {
+    let mut at = 0;
+    while at < PLAINTEXT_PORTS {
+        // Unused entries are zero, and no listener has that port.
+        if pod.plaintext_ports[at] == port {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 #[inline(always)]

@@ -12,6 +12,7 @@ mod heartbeat;
 mod lookup;
 mod maps;
 mod peer;
+mod probe;
 mod refused;
 mod sock_addr;
 mod sock_ops;

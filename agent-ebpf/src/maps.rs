@@ -4,8 +4,8 @@ use core::ffi::c_void;
 use core::ptr;
 
 use agent_common::{
-    COUNTERS as COUNTER_COUNT, Counter, Endpoint, Flow, FlowKey, MAX_PODS, MAX_THREADS, Mesh, Netns, Refused,
-    SLOTS_PER_POD, Stranger,
+    Addr, COUNTERS as COUNTER_COUNT, Counter, Endpoint, Flow, FlowKey, MAX_PODS, MAX_THREADS, Mesh, Netns, Probe,
+    Refused, SLOTS_PER_POD, Stranger,
 };
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockMap};
@@ -60,6 +60,20 @@ pub static HEARTBEAT: Array<u64, { MAX_THREADS as usize }> = Array::new();
 /// Tells the agent of namespaces that it has to classify.
 #[btf_map]
 pub static STRANGERS: RingBuf<Stranger, 65_536> = RingBuf::new();
+
+/// Address of a pod of this node → its namespace's cookie.
+#[btf_map]
+pub static HOSTED: HashMap<Addr, u64, 8192, NO_PREALLOC> = HashMap::new();
+
+/// On a socket of the node's own namespace: the strict pod that its last `connect` went to.
+#[btf_map]
+pub static PROBING: SkStorage<Probe> = SkStorage::new();
+
+/// A probe's connection, by the pod's namespace and the 4-tuple → since when, in nanoseconds of `bpf_ktime_get_ns`.
+/// Written by TCP_CONNECT_CB, deleted by the probing socket's CLOSE, not before: with SYN cookies the handshake's last ACK
+/// is judged as well. Never LRU: an evicted entry is a probe that fails.
+#[btf_map]
+pub static PROBES: HashMap<FlowKey, u64, 65_536, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();

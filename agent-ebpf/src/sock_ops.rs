@@ -12,6 +12,7 @@ use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 
 use crate::maps::{CAPTURED, DIALS, FLOWS, ORIGIN, count, store, stored};
+use crate::probe;
 
 const AF_INET: u32 = 2;
 
@@ -36,11 +37,16 @@ pub fn sock_ops(ctx: &SockOpsContext) {
     }
 }
 
-/// Before the SYN leaves: the agent will find the original destination under the connection's 4-tuple.
+/// Before the SYN leaves: the agent will find the original destination under the connection's 4-tuple, or the pod a probe.
 #[inline(always)]
 fn announce(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
-    let Some(original) = stored(&ORIGIN, sk) else { return };
+    let Some(original) = stored(&ORIGIN, sk) else {
+        if probe::probed(sk).is_some_and(|probe| probe::announce(probe, &Ends::of(ctx).as_dialler(probe.cookie))) {
+            watch_for_close(ctx);
+        }
+        return;
+    };
     let ends = Ends::of(ctx);
     if ends.remote_port != CAPTURE_PORT {
         return;
@@ -51,16 +57,24 @@ fn announce(ctx: &SockOpsContext) {
         count(Counter::FlowsFull);
         return;
     }
+    watch_for_close(ctx);
+    debug!(ctx, "announced a flow from port {}", ends.local_port);
+}
+
+#[inline(always)]
+fn watch_for_close(ctx: &SockOpsContext) {
     let flags = read!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
     // SAFETY: the context is the program's own; other programs' flags are kept.
     unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, flags as i32) };
-    debug!(ctx, "announced a flow from port {}", ends.local_port);
 }
 
 /// A connection that never reached the agent leaves nothing behind.
 #[inline(always)]
 fn withdraw(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
+    if let Some(probe) = probe::probed(sk) {
+        probe::withdraw(&Ends::of(ctx).as_dialler(probe.cookie));
+    }
     if stored(&ORIGIN, sk).is_none() {
         return;
     }

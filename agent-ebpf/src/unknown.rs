@@ -29,16 +29,14 @@ static ALLOW_UNKNOWN: Global<u32> = Global::new(0);
 /// looked at the namespace.
 #[inline(always)]
 pub fn judge<F: Family>(ctx: &SockAddrContext, cookie: u64) -> Result<(), Counter> {
-    let pods = PODS_CGROUP.load();
-    if pods == 0 || cookie == NODE_COOKIE.load() {
+    if PODS_CGROUP.load() == 0 || is_node(cookie) {
         return Ok(());
     }
     let destination = F::user_endpoint(ctx.sock_addr);
     if is_loopback(&destination.addr) || !in_mesh(&destination) {
         return Ok(());
     }
-    // SAFETY: a helper that takes a plain number; 0 if the task is not so deep below the root.
-    if unsafe { bpf_get_current_ancestor_cgroup_id(PODS_LEVEL.load() as i32) } != pods {
+    if is_pods_task() != Some(true) {
         return Ok(());
     }
     tell(cookie);
@@ -47,6 +45,23 @@ pub fn judge<F: Family>(ctx: &SockAddrContext, cookie: u64) -> Result<(), Counte
     }
     count(Counter::UnknownAllowed);
     Ok(())
+}
+
+/// Whether this is the node's own namespace.
+#[inline(always)]
+pub fn is_node(cookie: u64) -> bool {
+    cookie == NODE_COOKIE.load()
+}
+
+/// Whether the task that runs is some pod's; `None` where nobody has said how to tell.
+#[inline(always)]
+pub fn is_pods_task() -> Option<bool> {
+    let pods = PODS_CGROUP.load();
+    if pods == 0 {
+        return None;
+    }
+    // SAFETY: a helper that takes a plain number; 0 if the task is not so deep below the root.
+    Some(unsafe { bpf_get_current_ancestor_cgroup_id(PODS_LEVEL.load() as i32) } == pods)
 }
 
 /// An event that finds no room is lost: the next connect brings another.

@@ -20,6 +20,7 @@ use thiserror::Error;
 mod counters;
 mod dial;
 mod heartbeat;
+mod hosted;
 mod listener;
 mod maps;
 mod netlink;
@@ -28,6 +29,7 @@ mod pins;
 mod plain;
 mod pod;
 mod ports;
+mod probes;
 mod program;
 mod requirements;
 mod route;
@@ -151,6 +153,7 @@ impl Capture {
         let pins = Pins::open(config, lock)?;
         let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
         let node = node_namespace(&config.node_netns, &home);
+        probes::tell_whether_exempt(config, node);
         let pods_cgroup = config.pods_cgroup.as_ref().map(|path| cgroup.join(path));
         let rule = UnknownRule {
             cgroup: pods_cgroup.as_deref().and_then(strangers::id).unwrap_or(0),
@@ -241,7 +244,7 @@ impl Capture {
                 self.forget_namespace(cookie, None, None)?;
             }
         }
-        Ok(())
+        self.maps.sort_out_hosted()
     }
 
     /// Puts a pod's namespace under our programs. Its connections are captured from [`Attached::enroll`] on. A pod that is

@@ -168,8 +168,11 @@ impl Enrolment {
         }
     }
 
-    /// Forgets namespaces whose pods are gone. To be called now and then.
+    /// Forgets namespaces whose pods are gone, and probes that are over. To be called now and then.
     pub fn forget_gone(&mut self) {
+        if let Err(error) = self.capture.forget_old_probes() {
+            warn!(%error, "cannot tell which probes are over");
+        }
         match self.capture.forget_gone() {
             Ok(0) => {}
             Ok(count) => info!(count, "forgot namespaces of unlisted pods that are gone"),
@@ -329,7 +332,14 @@ impl Enrolment {
             Some(enrolled) if certificates.get(&pod.uid).is_some() => (PodState::Certified, enrolled.deaf.clone()),
             Some(_) => (PodState::Attached, certificates.refusal(&pod.uid).map(str::to_owned)),
         };
-        PodStatus { uid: pod.uid.clone(), pod: format!("{}/{}", pod.namespace, pod.name), state, reason }
+        let in_kernel = self.pods.get(&pod.uid).map(|enrolled| enrolled.pod.plaintext_ports.clone());
+        PodStatus {
+            uid: pod.uid.clone(),
+            pod: format!("{}/{}", pod.namespace, pod.name),
+            state,
+            reason,
+            plaintext_ports: in_kernel.unwrap_or_default(),
+        }
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Entry {
     pub addresses: Vec<IpAddr>,
     /// Permissive until it is changed.
     pub mode: Mode,
+    /// Where it takes plaintext even so.
+    pub plaintext_ports: Vec<u16>,
     /// Closed until it is changed.
     pub fail: Fail,
     /// Whether it is published.
@@ -107,6 +109,7 @@ impl Entry {
             netns: pod.namespace.path(),
             addresses: vec![pod.address.into()],
             mode: Mode::Permissive,
+            plaintext_ports: Vec::new(),
             fail: Fail::Closed,
             serving: false,
             certified: true,
@@ -122,13 +125,13 @@ impl Entry {
             Fail::Closed => "closed",
             Fail::Open => "open",
         };
-        let Self { uid, name, service_account, node, addresses, serving, .. } = self;
+        let Self { uid, name, service_account, node, addresses, plaintext_ports, serving, .. } = self;
         let (netns, namespace) = (self.netns.display(), crate::POD_NAMESPACE);
         let written = write!(
             text,
             "  - uid: {uid}\n    name: {name}\n    namespace: {namespace}\n    service_account: {service_account}\n    \
-             node: {node}\n    netns: {netns}\n    addresses: {addresses:?}\n    mode: {mode}\n    fail: {fail}\n    \
-             serving: {serving}\n"
+             node: {node}\n    netns: {netns}\n    addresses: {addresses:?}\n    mode: {mode}\n    \
+             plaintext_ports: {plaintext_ports:?}\n    fail: {fail}\n    serving: {serving}\n"
         );
         written.must("text can always be appended");
     }

@@ -49,6 +49,12 @@ impl Status {
         self.of(&pod.uid)?["reason"].as_str()
     }
 
+    /// Where the pod takes plaintext although it is strict.
+    pub fn plaintext_ports(&self, pod: &Pod) -> Vec<u64> {
+        let ports = self.of(&pod.uid).and_then(|found| found["plaintext_ports"].as_array());
+        ports.into_iter().flatten().filter_map(Value::as_u64).collect()
+    }
+
     /// How many connections the kernel refused for this reason.
     pub fn refusals(&self, reason: &str) -> u64 {
         self.0["refusals"][reason].as_u64().unwrap_or_default()

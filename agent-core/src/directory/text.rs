@@ -8,7 +8,10 @@ use super::{Directory, Fail, Mode, Pod};
 use crate::document::{Node, Place, Problems, Section, interpret};
 use crate::identity::{PodUid, SpiffeId, TrustDomain};
 
+mod plaintext_ports;
 mod services;
+
+pub use plaintext_ports::MOST as MOST_PLAINTEXT_PORTS;
 
 /// Reads a directory file.
 ///
@@ -51,6 +54,7 @@ fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems)
     let netns = section.optional("netns");
     let addresses = section.required("addresses", problems);
     let mode = section.optional("mode");
+    let plaintext_ports = section.optional("plaintext_ports");
     let fail = section.optional("fail");
     let serving = section.optional("serving");
     section.end(problems);
@@ -64,6 +68,7 @@ fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems)
     let addresses = addresses.and_then(|node| addresses_of(node, problems));
     let modes = [("permissive", Mode::Permissive), ("strict", Mode::Strict)];
     let mode = mode.map_or(Some(Mode::Permissive), |node| node.choice("`mode`", &modes, problems));
+    let plaintext_ports = plaintext_ports.map_or(Some(Vec::new()), |node| plaintext_ports::read(node, problems));
     let fails = [("closed", Fail::Closed), ("open", Fail::Open)];
     let fail = fail.map_or(Some(Fail::Closed), |node| node.choice("`fail`", &fails, problems));
     let serving = serving.map_or(Some(false), |node| node.boolean("`serving`", problems));
@@ -80,6 +85,7 @@ fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems)
         netns: netns.map_or(Some(None), |path| path.map(Some))?,
         addresses: addresses?,
         mode: mode?,
+        plaintext_ports: plaintext_ports?,
         fail: fail?,
         serving: serving?,
     })

@@ -7,7 +7,7 @@ use agent_common::Counter;
 use super::Capture;
 
 /// Connections that were refused, each reason with its word.
-const REFUSALS: [(Counter, &str); 12] = [
+const REFUSALS: [(Counter, &str); 13] = [
     (Counter::NoAgent, "no_agent"),
     (Counter::RefusedBefore, "refused_before"),
     (Counter::UnknownPod, "unknown_pod"),
@@ -20,10 +20,16 @@ const REFUSALS: [(Counter, &str); 12] = [
     (Counter::NoListener, "no_listener"),
     (Counter::FlowsFull, "flows_full"),
     (Counter::MoveFailed, "move_failed"),
+    (Counter::ProbesFull, "probes_full"),
 ];
 
-/// Connections to the mesh that were let through in the clear, because somebody chose that.
-const WAIVERS: [(Counter, &str); 2] = [(Counter::FailOpen, "fail_open"), (Counter::UnknownAllowed, "unknown_allowed")];
+/// Connections to the mesh, or into a strict pod, that were let through in the clear, because somebody chose that.
+const WAIVERS: [(Counter, &str); 4] = [
+    (Counter::FailOpen, "fail_open"),
+    (Counter::UnknownAllowed, "unknown_allowed"),
+    (Counter::Probe, "probe"),
+    (Counter::PlaintextPort, "plaintext_port"),
+];
 
 /// How often, by reason.
 pub type Counts = Vec<(&'static str, u64)>;
@@ -37,7 +43,7 @@ impl Capture {
         self.counts(&REFUSALS)
     }
 
-    /// How many connections to the mesh they let through in the clear because that was chosen, by which choice.
+    /// How many connections they let through in the clear because that was chosen, by which choice.
     ///
     /// # Errors
     /// The system's.

@@ -7,14 +7,16 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent_common::{
-    Addr, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, POD_ADDRESSES, Refused, UID_LEN, is_v4, listener_slot,
-    v4_mapped,
+    Addr, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, PLAINTEXT_PORTS, POD_ADDRESSES, Refused, UID_LEN, is_v4,
+    listener_slot, v4_mapped,
 };
+use agent_core::directory::MOST_PLAINTEXT_PORTS;
 use agent_core::identity::PodUid;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 
 use super::StartError;
+use super::hosted::Hosted;
 
 /// Every map of one instance. Writes go through a lock that is never held across an `.await`.
 pub(super) struct Maps {
@@ -28,6 +30,8 @@ pub(super) struct Maps {
     captured: SkStorage<MapData, Flow>,
     counters: PerCpuArray<MapData, u64>,
     heartbeat: Mutex<Array<MapData, u64>>,
+    hosted: Mutex<Hosted>,
+    probes: Mutex<HashMap<MapData, FlowKey, u64>>,
 }
 
 impl fmt::Debug for Maps {
@@ -50,11 +54,18 @@ impl Maps {
             captured: take(object, "CAPTURED")?,
             counters: take(object, "COUNTERS")?,
             heartbeat: Mutex::new(take(object, "HEARTBEAT")?),
+            hosted: Mutex::new(Hosted::take(object)?),
+            probes: Mutex::new(take(object, "PROBES")?),
         })
     }
 
+    /// Tells the kernel of a namespace, and whose the pod's addresses are.
     pub(super) fn set_netns(&self, cookie: u64, value: &Netns) -> io::Result<()> {
-        lock(&self.netns).insert(cookie, value, 0).map_err(io_error)
+        let (mut netns, mut hosted) = (lock(&self.netns), lock(&self.hosted));
+        let before = addresses_of(&netns, cookie)?;
+        netns.insert(cookie, value, 0).map_err(io_error)?;
+        hosted.add(cookie, &value.addresses)?;
+        hosted.remove(cookie, before.iter().filter(|address| !value.addresses.contains(address)))
     }
 
     /// As [`Self::set_netns`], but a namespace that is known stays as it is.
@@ -73,19 +84,44 @@ impl Maps {
 
     /// Forgets a namespace, and every connection that was on its way in it.
     pub(super) fn remove_netns(&self, cookie: u64) -> io::Result<()> {
-        absent_is_fine(lock(&self.netns).remove(&cookie))?;
+        {
+            let (mut netns, mut hosted) = (lock(&self.netns), lock(&self.hosted));
+            let addresses = addresses_of(&netns, cookie)?;
+            absent_is_fine(netns.remove(&cookie))?;
+            hosted.remove(cookie, addresses.iter())?;
+        }
         self.remove_connections(cookie)
     }
 
     /// Forgets every connection that was on its way in a namespace.
     pub(super) fn remove_connections(&self, cookie: u64) -> io::Result<()> {
         remove_where(&mut *lock(&self.flows), |key| key.cookie == cookie)?;
+        remove_where(&mut *lock(&self.probes), |key| key.cookie == cookie)?;
         self.remove_dials(cookie)
     }
 
     /// Forgets the dials of a namespace: they were those of an agent that is gone.
     pub(super) fn remove_dials(&self, cookie: u64) -> io::Result<()> {
         remove_where(&mut *lock(&self.dials), |key| key.cookie == cookie)
+    }
+
+    /// Forgets addresses that no namespace has any more, as an agent leaves them that ends between two writes.
+    pub(super) fn sort_out_hosted(&self) -> io::Result<()> {
+        let (netns, mut hosted) = (lock(&self.netns), lock(&self.hosted));
+        for (address, cookie) in hosted.all()? {
+            if !addresses_of(&netns, cookie)?.contains(&address) {
+                hosted.remove(cookie, std::iter::once(&address))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets probes that began before this, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(super) fn remove_probes_before(&self, time: u64) -> io::Result<()> {
+        let mut probes = lock(&self.probes);
+        let old: Vec<FlowKey> =
+            probes.iter().filter_map(Result::ok).filter(|(_, since)| *since < time).map(|(key, _)| key).collect();
+        old.iter().try_for_each(|key| absent_is_fine(probes.remove(key)))
     }
 
     /// Makes `MESH` say exactly this: adds first, then deletes, so that no wanted entry is ever missing.
@@ -165,6 +201,15 @@ pub(super) fn addr(ip: IpAddr) -> Addr {
     }
 }
 
+/// The addresses of the pod in a namespace; none if nothing is known of it.
+fn addresses_of(netns: &HashMap<MapData, u64, Netns>, cookie: u64) -> io::Result<[Addr; POD_ADDRESSES]> {
+    match netns.get(&cookie, 0) {
+        Ok(value) => Ok(value.addresses),
+        Err(MapError::KeyNotFound) => Ok([[0; 4]; POD_ADDRESSES]),
+        Err(error) => Err(io_error(error)),
+    }
+}
+
 /// Our form of a kernel address.
 pub(super) fn ip(addr: &Addr) -> IpAddr {
     if is_v4(addr) {
@@ -187,6 +232,17 @@ pub(super) fn pod_addresses(addresses: &[IpAddr]) -> [Addr; POD_ADDRESSES] {
     let mut all = [[0; 4]; POD_ADDRESSES];
     for (slot, address) in all.iter_mut().zip(addresses) {
         *slot = addr(*address);
+    }
+    all
+}
+
+const _: () = assert!(MOST_PLAINTEXT_PORTS == PLAINTEXT_PORTS, "the kernel has room for what the directory may list");
+
+/// A pod's exceptions from being strict, as `NETNS` holds them.
+pub(super) fn plaintext_ports(ports: &[u16]) -> [u16; PLAINTEXT_PORTS] {
+    let mut all = [0; PLAINTEXT_PORTS];
+    for (slot, port) in all.iter_mut().zip(ports) {
+        *slot = *port;
     }
     all
 }
@@ -220,7 +276,7 @@ fn remove_where<V: aya::Pod>(
     Ok(())
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> io::Result<()> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> io::Result<()> {
     match result {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -228,7 +284,7 @@ fn absent_is_fine(result: Result<(), MapError>) -> io::Result<()> {
     }
 }
 
-fn io_error(error: MapError) -> io::Error {
+pub(super) fn io_error(error: MapError) -> io::Error {
     if let MapError::SyscallError(error) = error { error.io_error } else { io::Error::other(error) }
 }
 

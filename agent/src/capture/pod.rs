@@ -19,7 +19,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use super::heartbeat::kernel_time;
-use super::maps::{Maps, addr, pod_addresses, uid_bytes};
+use super::maps::{Maps, addr, plaintext_ports, pod_addresses, uid_bytes};
 use super::netns::Namespace;
 use super::ports::Ports;
 use super::route;
@@ -169,6 +169,7 @@ impl Attached {
             primary4: self.primary(IpAddr::is_ipv4),
             primary6: self.primary(IpAddr::is_ipv6),
             uid: uid_bytes(&self.uid),
+            plaintext_ports: plaintext_ports(&pod.plaintext_ports),
         };
         self.maps.set_netns(self.namespace.cookie(), &value)
     }

@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_common::{MODE_PERMISSIVE, NO_POD, Netns, POD_ADDRESSES, STATE_KNOWN, Stranger, UID_LEN};
+use agent_common::{MODE_PERMISSIVE, NO_POD, Netns, PLAINTEXT_PORTS, POD_ADDRESSES, STATE_KNOWN, Stranger, UID_LEN};
 use agent_core::cgroup;
 use agent_core::identity::PodUid;
 use aya::Ebpf;
@@ -185,6 +185,7 @@ fn left_alone(uid: [u8; UID_LEN]) -> Netns {
         primary4: [0; 4],
         primary6: [0; 4],
         uid,
+        plaintext_ports: [0; PLAINTEXT_PORTS],
     }
 }
 

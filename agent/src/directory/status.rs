@@ -35,6 +35,8 @@ pub struct PodStatus {
     pub state: PodState,
     /// Why no further, where that is known.
     pub reason: Option<String>,
+    /// Where it takes plaintext from anyone, also while it is strict.
+    pub plaintext_ports: Vec<u16>,
 }
 
 /// What the kernel programs counted since the instance's pins were made, each by its reason.
@@ -42,7 +44,7 @@ pub struct PodStatus {
 pub struct Counted {
     /// Connections that were refused.
     pub refusals: BTreeMap<&'static str, u64>,
-    /// Connections to the mesh that passed in the clear because that was chosen.
+    /// Connections to the mesh, or into a strict pod, that passed in the clear because that was chosen.
     pub waivers: BTreeMap<&'static str, u64>,
 }
 

@@ -53,6 +53,7 @@ fn the_status_is_replaced_whole() {
         pod: "shop/web".into(),
         state: PodState::Refused,
         reason: Some("no".into()),
+        plaintext_ports: vec![9090],
     };
     let counted = Counted { refusals: [("strict", 2)].into(), waivers: [("fail_open", 0)].into() };
     status.write(&Report { revision: 7, problem: None, pods: vec![pod] }, &counted);
@@ -60,7 +61,7 @@ fn the_status_is_replaced_whole() {
     assert_eq!(
         text,
         "{\"instance\":\"i\",\"node\":\"n\",\"revision\":7,\"problem\":null,\"pods\":[{\"uid\":\"u-1\",\"pod\":\
-         \"shop/web\",\"state\":\"refused\",\"reason\":\"no\"}],\"refusals\":{\"strict\":2},\"waivers\":{\"fail_open\":0}}\n"
+         \"shop/web\",\"state\":\"refused\",\"reason\":\"no\",\"plaintext_ports\":[9090]}],\"refusals\":{\"strict\":2},\"waivers\":{\"fail_open\":0}}\n"
     );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

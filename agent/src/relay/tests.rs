@@ -34,6 +34,7 @@ fn directory() -> Directory {
         netns: None,
         addresses: vec![address.parse().unwrap()],
         mode: Mode::Strict,
+        plaintext_ports: Vec::new(),
         fail: Fail::Closed,
         serving: true,
     };

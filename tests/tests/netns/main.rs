@@ -20,6 +20,8 @@ mod killed;
 mod load;
 mod non_mesh;
 mod peer_addresses;
+mod plaintext_ports;
+mod probes;
 mod refused_before;
 mod reset;
 mod restart;

@@ -73,6 +73,33 @@ fn every_mistake_has_its_place() {
     );
 }
 
+#[test]
+fn plaintext_ports_are_read_and_checked() {
+    let with_ports = |ports: &str| with(&format!("{POD}    plaintext_ports: {ports}\n"));
+    let ports = |text: &str| parse(text).unwrap().pods_on("node-b").next().unwrap().plaintext_ports.clone();
+    assert_eq!(ports(&with(POD)), []);
+    assert_eq!(ports(&with_ports("[9090, 1, 65535]")), [9090, 1, 65535]);
+    assert_eq!(ports(&with_ports("[]")), []);
+    let sixteen = (1..=16).map(|port| port.to_string()).collect::<Vec<_>>().join(", ");
+    assert_eq!(ports(&with_ports(&format!("[{sixteen}]"))).len(), MOST_PLAINTEXT_PORTS);
+    check(
+        &with_ports(&format!("[{sixteen}, 17]")),
+        &["line 13:22: `plaintext_ports` must have at most 16 ports (found 17)"],
+    );
+    check(&with_ports("9090"), &["line 13:22: `plaintext_ports` must be a list"]);
+    check(
+        &with_ports("[0, 65536, http, 15001, 15008, 80, 80]"),
+        &[
+            "line 13:23: a plaintext port: must be a port, 1 to 65535 (found `0`)",
+            "line 13:26: a plaintext port: must be a port, 1 to 65535 (found `65536`)",
+            "line 13:33: a plaintext port: must be a port, 1 to 65535 (found `http`)",
+            "line 13:39: a plaintext port: must not be one of Mantle's own ports, 15001 and 15008 (found `15001`)",
+            "line 13:46: a plaintext port: must not be one of Mantle's own ports, 15001 and 15008 (found `15008`)",
+            "line 13:57: a plaintext port is listed twice",
+        ],
+    );
+}
+
 const UID: &str = "0f2b8a52-2f5f-4b3e-9a54-6a5f6f9f2a10";
 
 /// The pod, and these services from line 14 on.

@@ -188,6 +188,7 @@ fn pod(name: &str, addresses: &[IpAddr]) -> Pod {
         netns: None,
         addresses: addresses.to_vec(),
         mode: Mode::Strict,
+        plaintext_ports: Vec::new(),
         fail: Fail::Closed,
         serving: true,
     }
