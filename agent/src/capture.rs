@@ -28,6 +28,7 @@ mod netns;
 mod pins;
 mod plain;
 mod pod;
+mod pods_cgroup;
 mod ports;
 mod probes;
 mod program;
@@ -138,6 +139,7 @@ pub struct Capture {
     forbidden: HashSet<u64>,
     pods: HashMap<PodUid, Arc<Attached>>,
     pods_cgroup: Option<PathBuf>,
+    told: pods_cgroup::Told,
     strangers: Option<Strangers>,
     _log: Option<program::LogReader>,
 }
@@ -152,7 +154,7 @@ impl Capture {
         let cgroup = requirements::check(config).map_err(StartError::Missing)?;
         let pins = Pins::open(config, lock)?;
         let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
-        let node = node_namespace(&config.node_netns, &home);
+        let node = netns::node_cookie(&config.node_netns, &home);
         probes::tell_whether_exempt(config, node);
         let pods_cgroup = config.pods_cgroup.as_ref().map(|path| cgroup.join(path));
         let rule = UnknownRule {
@@ -170,7 +172,19 @@ impl Capture {
         let forbidden = HashSet::from_iter(node.into_iter().chain([own]));
         let strangers = Some(Strangers::take(&mut object)?);
         let programs = PodPrograms::new(&pins);
-        Ok(Self { pins, maps, programs, home, forbidden, pods: HashMap::new(), pods_cgroup, strangers, _log: log })
+        let told = pods_cgroup::Told { root: cgroup, rule };
+        Ok(Self {
+            pins,
+            maps,
+            programs,
+            home,
+            forbidden,
+            pods: HashMap::new(),
+            pods_cgroup,
+            told,
+            strangers,
+            _log: log,
+        })
     }
 
     /// Who tells of unknown pods; once.
@@ -380,14 +394,4 @@ impl Capture {
             _ => Ok(()),
         }
     }
-}
-
-/// The cookie of the node's own namespace, which can never be a pod's.
-fn node_namespace(path: &Path, home: &Arc<File>) -> Option<u64> {
-    let opened = Namespace::open(path, home);
-    // Without CAP_SYS_PTRACE; a pod's file would have to name that very namespace for it to matter.
-    let told = opened.inspect_err(|error| {
-        tracing::warn!(path = %path.display(), %error, "cannot open the node's network namespace: it is not told from a pod's");
-    });
-    told.ok().map(|node| node.cookie())
 }

@@ -168,8 +168,11 @@ impl Enrolment {
         }
     }
 
-    /// Forgets namespaces whose pods are gone, and probes that are over. To be called now and then.
+    /// Looks at what nobody tells of: the pods' cgroup, unlisted pods that are gone, probes that are over. Now and then.
     pub fn forget_gone(&mut self) {
+        if let Err(error) = self.capture.follow_pods_cgroup() {
+            error!(%error, "the pods' cgroup has changed, and the kernel was not told: pods are not told from the node");
+        }
         if let Err(error) = self.capture.forget_old_probes() {
             warn!(%error, "cannot tell which probes are over");
         }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use tracing::warn;
 
 use super::syscall::netns_cookie;
 
@@ -92,4 +93,14 @@ pub(super) fn home() -> io::Result<Arc<File>> {
 pub(super) fn current_cookie() -> io::Result<u64> {
     let probe = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     netns_cookie(probe.as_fd())
+}
+
+/// The cookie of the node's own namespace, which can never be a pod's.
+pub(super) fn node_cookie(path: &Path, home: &Arc<File>) -> Option<u64> {
+    let opened = Namespace::open(path, home);
+    // Without CAP_SYS_PTRACE; a pod's file would have to name that very namespace for it to matter.
+    let told = opened.inspect_err(|error| {
+        warn!(path = %path.display(), %error, "cannot open the node's network namespace: it is not told from a pod's");
+    });
+    told.ok().map(|node| node.cookie())
 }

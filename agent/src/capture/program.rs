@@ -28,6 +28,7 @@ const AT_CGROUP: [&str; 5] =
     ["mantle_connect4", "mantle_connect6", "mantle_peername4", "mantle_peername6", "mantle_sock_ops"];
 
 /// What the connect programs do with a namespace that is not in `NETNS`.
+#[derive(Clone, Copy)]
 pub(super) struct UnknownRule {
     /// The id of the cgroup below which pods' tasks are; 0 = no task is a pod's.
     pub(super) cgroup: u64,

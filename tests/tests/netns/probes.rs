@@ -184,6 +184,19 @@ fn a_pod_in_the_nodes_namespace_is_not_the_node() {
     }
 }
 
+#[test]
+fn a_pod_is_not_the_node_either_once_the_pods_cgroup_was_made_anew() {
+    let probed = Probed::start();
+    let place = probed.web.at(80);
+    probed.mesh.world.cgroup("pods").remove();
+    let container = probed.container();
+    wait::until("the kernel knows the new one", || (!http(&container, &probed.node, place)).then_some(()));
+    assert!(http(&probed.service(), &probed.node, place), "and the node by it");
+    // While there is none, nobody can be told from a pod.
+    probed.mesh.world.cgroup("pods").remove();
+    wait::until("the kernel knows of none", || (!http(&probed.service(), &probed.node, place)).then_some(()));
+}
+
 /// Connects a socket that it was given.
 const CONNECT: &str = "import socket, sys
 s = socket.socket(fileno=0)
