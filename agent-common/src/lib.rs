@@ -6,7 +6,7 @@
 #![no_std]
 
 /// The version of every layout in this crate; a part of the pin path, so that no agent reads another layout's maps.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// The port on which every pod's agent accepts tunnels.
 pub const TUNNEL_PORT: u16 = 15008;
@@ -163,7 +163,7 @@ pub struct Stranger {
     pub pad: u32,
 }
 
-/// Key of `FLOWS` and `DIALS`: a 4-tuple inside one network namespace, as the connecting side has it.
+/// Key of `FLOWS`, `DIALS` and `INSIDE`: a 4-tuple inside one network namespace, as the connecting side has it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowKey {
@@ -208,12 +208,13 @@ pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
 /// Names of programs, maps and globals: said once, used by the kernel half's build and by the loader.
 pub mod names {
     /// The maps that are pinned, one set for each instance.
-    pub const MAPS: [&str; 12] = [
+    pub const MAPS: [&str; 13] = [
         "NETNS",
         "MESH",
         "REFUSED",
         "FLOWS",
         "DIALS",
+        "INSIDE",
         "LISTENERS",
         "OWN",
         "ORIGIN",
