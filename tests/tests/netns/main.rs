@@ -4,11 +4,13 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 
 mod bound_open;
+mod ca_gone;
 mod capture;
 mod clean_up;
 mod counted;
 mod drain;
 mod enrolment;
+mod exhausted;
 mod fails_closed;
 mod forged;
 mod half_close;
@@ -29,6 +31,7 @@ mod reuse;
 mod services;
 mod silence;
 mod spoofed;
+mod stages;
 mod start;
 mod strict;
 mod unknown_pods;
