@@ -168,7 +168,7 @@ pub struct Stranger {
     pub pad: u32,
 }
 
-/// Key of `FLOWS` and `DIALS`: a 4-tuple inside one network namespace, as the connecting side has it.
+/// Key of `FLOWS`, `DIALS` and `INSIDE`: a 4-tuple inside one network namespace, as the connecting side has it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowKey {
@@ -223,12 +223,13 @@ pub const fn listener_slot(pod_index: u32, slot: u32) -> u32 {
 /// Names of programs, maps and globals: said once, used by the kernel half's build and by the loader.
 pub mod names {
     /// The maps that are pinned, one set for each instance.
-    pub const MAPS: [&str; 15] = [
+    pub const MAPS: [&str; 16] = [
         "NETNS",
         "MESH",
         "REFUSED",
         "FLOWS",
         "DIALS",
+        "INSIDE",
         "LISTENERS",
         "OWN",
         "ORIGIN",

@@ -10,6 +10,7 @@ use aya_log_ebpf::debug;
 
 use crate::destination::{is_loopback, is_own};
 use crate::heartbeat::beats;
+use crate::inside;
 use crate::maps::{DIALS, FLOWS, LISTENERS, NETNS, count};
 use crate::probe::is_probe;
 
@@ -63,13 +64,10 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
             None => Err(Counter::UnknownDial),
         };
     }
-    if stays_in_pod(pod, &syn) {
-        return Ok(());
-    }
-    if syn.local_port == TUNNEL_PORT && is_own(pod, &syn.local) {
+    if syn.local_port == TUNNEL_PORT && is_own(pod, &syn.local) && !claims_own(pod, &syn) {
         return assign(ctx, pod, &syn, SLOT_INBOUND);
     }
-    if pod.mode != MODE_STRICT {
+    if pod.mode != MODE_STRICT || inside::is_announced(&syn.key()) {
         return Ok(());
     }
     if takes_plaintext(pod, syn.local_port) {
@@ -107,13 +105,11 @@ fn assign(ctx: &SkLookupContext, pod: &Netns, syn: &Syn, slot: u32) -> Result<()
     LISTENERS.redirect_sk_lookup(ctx, listener_slot(POD_INDEX.load(), slot), 0).map_err(|_| Counter::NoListener)
 }
 
-/// In-pod traffic is told by its remote address: the kernel drops packets from outside that claim a local one. The
-/// interface does not tell (a connection to the pod's own address arrives with its device's index, not loopback's).
+/// Whether it is, or claims to be, the pod's own. The interface does not tell: a connection to the pod's own address
+/// arrives with its device's index, not loopback's.
 #[inline(always)]
-fn stays_in_pod(pod: &Netns, syn: &Syn) -> bool {
-    let (a, b) = (&syn.remote, &syn.local);
-    let same = a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
-    same || is_loopback(&syn.remote) || is_own(pod, &syn.remote)
+fn claims_own(pod: &Netns, syn: &Syn) -> bool {
+    is_loopback(&syn.remote) || is_own(pod, &syn.remote)
 }
 
 /// The 4-tuple of a connection that is about to be.

@@ -9,6 +9,7 @@
 mod connect;
 mod destination;
 mod heartbeat;
+mod inside;
 mod lookup;
 mod maps;
 mod peer;

@@ -11,6 +11,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 
+use crate::inside;
 use crate::maps::{CAPTURED, DIALS, FLOWS, ORIGIN, count, store, stored};
 use crate::probe;
 
@@ -37,28 +38,32 @@ pub fn sock_ops(ctx: &SockOpsContext) {
     }
 }
 
-/// Before the SYN leaves: the agent will find the original destination under the connection's 4-tuple, or the pod a probe.
+/// Before the SYN leaves: the agent will find the original destination under the connection's 4-tuple, and `sk_lookup` that
+/// a connection comes from inside its pod, or is a probe of the node's.
 #[inline(always)]
 fn announce(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
-    let Some(original) = stored(&ORIGIN, sk) else {
-        if probe::probed(sk).is_some_and(|probe| probe::announce(probe, &Ends::of(ctx).as_dialler(probe.cookie))) {
-            watch_for_close(ctx);
-        }
-        return;
-    };
     let ends = Ends::of(ctx);
-    if ends.remote_port != CAPTURE_PORT {
-        return;
-    }
     let cookie = cookie(ctx);
-    let flow = Flow { cookie, original: *original };
-    if FLOWS.insert(&ends.as_dialler(cookie), &flow, 0).is_err() {
-        count(Counter::FlowsFull);
-        return;
+    let key = ends.as_dialler(cookie);
+    match stored(&ORIGIN, sk) {
+        Some(original) if ends.remote_port == CAPTURE_PORT => {
+            let flow = Flow { cookie, original: *original };
+            if FLOWS.insert(&key, &flow, 0).is_err() {
+                count(Counter::FlowsFull);
+                return;
+            }
+            debug!(ctx, "announced a flow from port {}", ends.local_port);
+        }
+        Some(_) | None => {
+            let probes =
+                probe::probed(sk).is_some_and(|probe| probe::announce(probe, &ends.as_dialler(probe.cookie)));
+            if !probes && !inside::announce(&key) {
+                return;
+            }
+        }
     }
     watch_for_close(ctx);
-    debug!(ctx, "announced a flow from port {}", ends.local_port);
 }
 
 #[inline(always)]
@@ -68,20 +73,20 @@ fn watch_for_close(ctx: &SockOpsContext) {
     unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, flags as i32) };
 }
 
-/// A connection that never reached the agent leaves nothing behind.
+/// A connection that was never made leaves nothing behind.
 #[inline(always)]
 fn withdraw(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
-    if let Some(probe) = probe::probed(sk) {
-        probe::withdraw(&Ends::of(ctx).as_dialler(probe.cookie));
-    }
-    if stored(&ORIGIN, sk).is_none() {
-        return;
-    }
     let ends = Ends::of(ctx);
-    if ends.remote_port == CAPTURE_PORT {
+    if let Some(probe) = probe::probed(sk) {
+        probe::withdraw(&ends.as_dialler(probe.cookie));
+    }
+    let key = ends.as_dialler(cookie(ctx));
+    if stored(&ORIGIN, sk).is_some() && ends.remote_port == CAPTURE_PORT {
         // ENOENT is the common case: PASSIVE_ESTABLISHED moved it.
-        let _ = FLOWS.remove(&ends.as_dialler(cookie(ctx)));
+        let _ = FLOWS.remove(&key);
+    } else {
+        inside::withdraw(&key);
     }
 }
 
@@ -89,12 +94,15 @@ fn withdraw(ctx: &SockOpsContext) {
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
     let ends = Ends::of(ctx);
+    let key = ends.as_acceptor(cookie(ctx));
+    if inside::may_stay(&key) {
+        inside::withdraw(&key);
+    }
     // The agent dials from the range, or, where that does not reach the application, from the pod's own address.
     if !in_capture_range(&ends.remote) && ends.local_port != CAPTURE_PORT && !ends.are_one_address() {
         return;
     }
     let Some(sk) = socket(ctx) else { return };
-    let key = ends.as_acceptor(cookie(ctx));
     if ends.local_port == CAPTURE_PORT {
         // SAFETY: the entry is this connection's own; nobody writes it after TCP_CONNECT_CB.
         let Some(flow) = (unsafe { FLOWS.get(&key) }) else { return };

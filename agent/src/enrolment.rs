@@ -331,6 +331,7 @@ impl Enrolment {
         let (state, reason) = match self.pods.get(&pod.uid) {
             _ if self.refused.contains_key(&pod.uid) => (PodState::Refused, self.refused.get(&pod.uid).cloned()),
             None => (PodState::Refused, None),
+            Some(enrolled) if enrolled.unwritten.is_some() => (PodState::Refused, enrolled.unwritten.clone()),
             Some(enrolled) if enrolled.stage == Stage::Serving => (PodState::Serving, None),
             Some(enrolled) if certificates.get(&pod.uid).is_some() => (PodState::Certified, enrolled.deaf.clone()),
             Some(_) => (PodState::Attached, certificates.refusal(&pod.uid).map(str::to_owned)),

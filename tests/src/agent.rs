@@ -197,6 +197,18 @@ impl Agent {
         Status::read(&self.status_path())
     }
 
+    /// Changes how many descriptors it may have. What it has stays.
+    #[track_caller]
+    pub fn limit_files(&self, most: u32) {
+        self.process.as_ref().must("the agent does not run").limit_files(most);
+    }
+
+    /// How much CPU time it has used.
+    #[track_caller]
+    pub fn cpu_time(&self) -> Duration {
+        self.process.as_ref().must("the agent does not run").cpu_time()
+    }
+
     /// Everything that it has logged, across its restarts.
     pub fn said(&self) -> String {
         let path = self.folder.join(format!("{}.log", self.process_name()));

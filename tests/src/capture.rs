@@ -42,6 +42,10 @@ pub struct Segment {
     pub destination: SocketAddr,
     /// Whether it asks for a new connection (SYN without ACK).
     pub opens: bool,
+    /// TCP's flags, as RFC 9293 has them: FIN is 1, SYN 2, RST 4, ACK 16.
+    pub flags: u8,
+    /// Its sequence number.
+    pub sequence: u32,
     /// The bytes that it carries.
     pub payload: Vec<u8>,
 }
@@ -131,11 +135,13 @@ fn parse(frame: &[u8]) -> Option<Segment> {
     };
     let port = |at: usize| Some(u16::from_be_bytes([*segment.get(at)?, *segment.get(at + 1)?]));
     let header = usize::from(segment.get(12)? >> 4) * 4;
-    let flags = segment.get(13)?;
+    let flags = *segment.get(13)?;
     Some(Segment {
         source: (source, port(0)?).into(),
         destination: (destination, port(2)?).into(),
         opens: flags & 0x12 == 0x02,
+        flags,
+        sequence: u32::from_be_bytes(*segment.get(4..)?.first_chunk()?),
         payload: segment.get(header..)?.to_vec(),
     })
 }

@@ -35,6 +35,16 @@ impl Namespace {
         made
     }
 
+    /// Another one, made at the first call. Its name begins with this one's, and it goes with the same world.
+    pub fn beside(&self, suffix: &str) -> Self {
+        let name = format!("{}-{suffix}", self.name);
+        let path = Path::new(NAMESPACES).join(&name);
+        if !path.exists() {
+            return Self::make(&name);
+        }
+        Self { file: Arc::new(File::open(&path).must(path.display())), name: name.into() }
+    }
+
     /// Its name, which `ip netns` lists.
     pub fn name(&self) -> &str {
         &self.name

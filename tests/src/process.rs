@@ -49,6 +49,23 @@ impl Process {
         signal::kill(self.pid(), signal).must(format!("cannot signal {}", self.name));
     }
 
+    /// Changes how many descriptors it may have.
+    pub(crate) fn limit_files(&self, most: u32) {
+        let mut prlimit = Command::new("prlimit");
+        prlimit.args(["--pid", &self.id().to_string(), &format!("--nofile={most}:")]);
+        assert!(prlimit.status().must("cannot run prlimit").success(), "cannot limit {}", self.name);
+    }
+
+    /// How much CPU time it has used: `utime` and `stime` of proc_pid_stat(5).
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let path = format!("/proc/{}/stat", self.id());
+        let stat = fs::read_to_string(&path).must(&path);
+        // Behind the name, which may contain anything, is the third field.
+        let fields = stat.rsplit_once(')').must(&path).1.split_whitespace().skip(11).take(2);
+        let ticks: u64 = fields.map(|field| field.parse::<u64>().must(&path)).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
     /// Waits for its end.
     ///
     /// # Panics

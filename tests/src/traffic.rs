@@ -1,7 +1,7 @@
 //! Applications in pods: sockets that are made inside a pod's network and used from the test's threads.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -130,6 +130,33 @@ impl Drop for Server {
     fn drop(&mut self) {
         // It wakes the thread that accepts; a listener that is shut down already is as good.
         let _ = SockRef::from(&*self.listener).shutdown(Shutdown::Both);
+    }
+}
+
+/// An application that counts the bytes that it is given, over either family.
+#[derive(Debug)]
+pub struct Sink {
+    bytes: Arc<AtomicUsize>,
+    _server: Server,
+}
+
+impl Sink {
+    /// Listens in a pod.
+    pub fn start(pod: &Pod, port: u16) -> Self {
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&bytes);
+        let server = Server::start(pod, (Ipv6Addr::UNSPECIFIED, port).into(), move |mut stream, _| {
+            let mut buffer = [0; 1024];
+            while let Ok(read @ 1..) = read(&mut stream, &mut buffer) {
+                count.fetch_add(read, Ordering::Relaxed);
+            }
+        });
+        Self { bytes, _server: server }
+    }
+
+    /// How many bytes there were, from anybody.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 }
 

@@ -4,21 +4,25 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 
 mod bound_open;
+mod ca_gone;
 mod capture;
 mod clean_up;
 mod counted;
 mod drain;
 mod enrolment;
+mod exhausted;
 mod fails_closed;
 mod forged;
 mod half_close;
 mod handover;
+mod hostile;
 mod hung;
 mod identity;
 mod ipv6;
 mod killed;
 mod load;
 mod non_mesh;
+mod out_of_reach;
 mod peer_addresses;
 mod plaintext_ports;
 mod probes;
@@ -28,6 +32,8 @@ mod restart;
 mod reuse;
 mod services;
 mod silence;
+mod spoofed;
+mod stages;
 mod start;
 mod strict;
 mod unknown_pods;

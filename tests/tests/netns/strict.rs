@@ -1,11 +1,11 @@
 //! No plaintext enters a strict pod.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, SocketAddrV6, TcpStream};
 use std::time::Duration;
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Mesh, Mode, Pod, Side, wait};
+use agent_tests::{Mesh, Mode, Namespace, Pod, Side, wait};
 
 fn dial(pod: &Pod, destination: SocketAddr) -> Result<(), ErrorKind> {
     let connected = pod.namespace.within(|| TcpStream::connect_timeout(&destination, Duration::from_secs(20)));
@@ -34,6 +34,39 @@ fn a_strangers_plaintext_is_refused_on_every_address_and_inside_the_pod_all_is_a
     let inside = [web.at(80), v6, "127.0.0.1:80".parse().unwrap(), "[::1]:80".parse().unwrap()];
     for address in inside {
         assert_eq!(traffic::ask(&web, address, b"mine").unwrap(), b"mine", "{address}");
+    }
+}
+
+/// The directory knows neither of these addresses.
+#[test]
+fn link_local_and_secondary_addresses_are_refused_too() {
+    let mut mesh = Mesh::start();
+    let web = mesh.pod("web", Side::B);
+    let node = mesh.world.node(Side::B).namespace.clone();
+    let echo = Server::start(&web, "[::]:80".parse().unwrap(), |stream, _| traffic::echo(stream));
+    web.namespace.ip("address add 192.0.2.9/32 dev eth0");
+    web.namespace.ip("-6 address add 2001:db8::9/128 dev eth0 nodad");
+    web.namespace.ip("-6 address add fe80::99/64 dev eth0 nodad");
+    node.ip(&format!("route add 192.0.2.9/32 dev {}", web.interface));
+    node.ip(&format!("-6 route add 2001:db8::9/128 dev {}", web.interface));
+    let link_local = |namespace: &Namespace, interface: &str| {
+        let scope = namespace.within(|| nix::net::if_::if_nametoindex(interface)).unwrap();
+        SocketAddr::from(SocketAddrV6::new("fe80::99".parse().unwrap(), 80, 0, scope))
+    };
+    let others = ["192.0.2.9:80", "[2001:db8::9]:80"].map(|address| address.parse().unwrap());
+    let from_node = [others[0], others[1], link_local(&node, &web.interface)];
+    let dial = |to: SocketAddr| node.within(|| TcpStream::connect(to)).map(drop).map_err(|error| error.kind());
+    for to in from_node {
+        assert_eq!(dial(to), Ok(()), "the control: permissive lets plaintext pass to {to}");
+    }
+    wait::until("the controls are accepted", || (echo.accepted() == 3).then_some(()));
+    mesh.change(|directory| directory.entry(&web).mode = Mode::Strict);
+    for to in from_node {
+        assert_eq!(dial(to), Err(ErrorKind::ConnectionRefused), "{to}");
+    }
+    assert_eq!(echo.accepted(), 3);
+    for to in [others[0], others[1], link_local(&web.namespace, "eth0")] {
+        assert_eq!(traffic::ask(&web, to, b"mine").unwrap(), b"mine", "{to}");
     }
 }
 

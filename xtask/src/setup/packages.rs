@@ -36,8 +36,9 @@ pub(super) const WORLD: [Package; 4] = [
 ];
 
 /// The real programs that the kernel tests try, without Mantle and with it.
-pub(super) const PROGRAMS: [Package; 9] = [
+pub(super) const PROGRAMS: [Package; 10] = [
     program("curl", "curl"),
+    program("nftables", "nft"),
     Package { service: Some("redis-server"), ..program("redis-server", "redis-server") },
     Package {
         name: "postgresql",
