@@ -22,6 +22,7 @@ use crate::plane::Plane;
 use crate::relay::{Application, Early, Ended, Outcome, Pool};
 use crate::report::{Direction, Party, Record};
 
+mod doubt;
 mod mesh;
 mod plain;
 

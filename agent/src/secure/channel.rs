@@ -10,6 +10,7 @@ use agent_core::policy::VerifiedPeer;
 use thiserror::Error;
 use tokio::io::{Interest, Ready};
 
+use super::liveness::Path;
 use super::wire::Wire;
 
 /// Why a channel failed. It is of no more use.
@@ -154,6 +155,11 @@ impl Channel {
     /// Whether the peer's host owes us acknowledgements for longer than a living one would. To be asked now and then.
     pub fn has_vanished(&self) -> bool {
         self.wire.has_vanished()
+    }
+
+    /// What the kernel has seen of the path to the peer's host.
+    pub fn path(&self) -> Option<Path> {
+        self.wire.path()
     }
 
     /// Whether the socket has reported a failure since this was last asked. What arrived before can still be received.

@@ -9,6 +9,7 @@
 
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use nix::libc;
 
@@ -23,6 +24,22 @@ pub fn has_vanished(socket: &impl AsRawFd) -> bool {
     let Some(found) = tcp_info(socket) else { return false };
     let owes = found.tcpi_unacked > 0 && found.tcpi_last_ack_recv > UNACKNOWLEDGED;
     owes || found.tcpi_probes > UNANSWERED
+}
+
+/// What the kernel has seen of a connection's path.
+#[derive(Clone, Copy, Debug)]
+pub struct Path {
+    /// How many bytes of ours the peer's host has acknowledged.
+    pub acknowledged: u64,
+    /// How long that takes.
+    pub round_trip: Duration,
+}
+
+/// What the kernel has seen so far.
+pub(super) fn path(socket: &impl AsRawFd) -> Option<Path> {
+    let found = tcp_info(socket)?;
+    let round_trip = Duration::from_micros(found.tcpi_rtt.into());
+    Some(Path { acknowledged: found.tcpi_bytes_acked, round_trip })
 }
 
 fn tcp_info(socket: &impl AsRawFd) -> Option<libc::tcp_info> {

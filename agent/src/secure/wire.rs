@@ -197,6 +197,11 @@ impl Wire {
         liveness::has_vanished(&self.socket)
     }
 
+    /// What the kernel has seen of the path.
+    pub(super) fn path(&self) -> Option<liveness::Path> {
+        liveness::path(&self.socket)
+    }
+
     /// Lets TLS go on without new bytes: to begin the handshake, or to seal.
     fn step(&mut self, plain: Option<&[u8]>) -> Result<(), ChannelError> {
         if self.outbox.capacity() == 0 {

@@ -3,6 +3,7 @@
 //! Every test has a world of its own. Nothing is timed; a wait ends when what it waits for is there.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 
+mod black_hole;
 mod bound_open;
 mod capture;
 mod clean_up;
