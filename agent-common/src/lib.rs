@@ -230,6 +230,8 @@ pub mod names {
     pub const NODE_COOKIE: &str = "NODE_COOKIE";
     /// Global of the connect programs: whether unknown namespaces may connect to the mesh (`u32`).
     pub const ALLOW_UNKNOWN: &str = "ALLOW_UNKNOWN";
+    /// Global of the connect programs: whether the kernel tells a multipath socket by its subflow (`u32`).
+    pub const HAS_MULTIPATH: &str = "HAS_MULTIPATH";
     /// Global of the `sk_lookup` program: the cookie of the namespace that it is attached to (`u64`).
     pub const POD_COOKIE: &str = "POD_COOKIE";
     /// Global of the `sk_lookup` program: the pod's index (`u32`).

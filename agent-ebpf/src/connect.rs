@@ -15,6 +15,7 @@ use aya_log_ebpf::debug;
 use crate::destination::{in_mesh, is_loopback, is_own};
 use crate::heartbeat::beats;
 use crate::maps::{NETNS, ORIGIN, OWN, count, forget, has_listener, store, stored};
+use crate::multipath;
 use crate::refused::refused_before;
 use crate::sock_addr::{self, Family, local4, local6};
 use crate::unknown;
@@ -23,19 +24,53 @@ const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
 
+const EINVAL: i32 = 22;
+const ENETUNREACH: i32 = 101;
+const ECONNREFUSED: i32 = 111;
+
+/// Why a connect must be refused.
+pub enum Refusal {
+    /// Mantle does not carry it.
+    Mantle(Counter),
+    /// The kernel would not connect this socket there either, and says so with this errno.
+    Kernel(i32),
+}
+
+impl Refusal {
+    /// What the application reads. A refusal of Mantle's is counted.
+    #[inline(always)]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Mantle(reason) => {
+                count(*reason);
+                ECONNREFUSED
+            }
+            Self::Kernel(errno) => *errno,
+        }
+    }
+}
+
+impl From<Counter> for Refusal {
+    #[inline(always)]
+    fn from(reason: Counter) -> Self {
+        Self::Mantle(reason)
+    }
+}
+
 /// Leaves the connect alone, rewrites it, or says why it must be refused.
 #[inline(always)]
-pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
+pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Refusal> {
     let Some(sk) = stream_socket(ctx.sock_addr) else { return Ok(()) };
     // An earlier connect of the same socket must not speak for this one.
     forget(&ORIGIN, sk);
+    multipath::forget_origin(sk);
     if stored(&OWN, sk).is_some() {
         return Ok(());
     }
     // SAFETY: the context is the program's own.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
-    let Some(pod) = (unsafe { NETNS.get(&cookie) }) else { return unknown::judge::<F>(ctx, cookie) };
+    let Some(pod) = (unsafe { NETNS.get(&cookie) }) else { return Ok(unknown::judge::<F>(ctx, cookie)?) };
     let destination = F::user_endpoint(ctx.sock_addr);
     if pod.state != STATE_ENROLLED || stays_in_pod(pod, &destination.addr) {
         return Ok(());
@@ -44,22 +79,23 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Counter> {
         return Ok(());
     }
     check_destination(&destination)?;
+    check_source(sk, &destination)?;
     // Also where the pod fails open: no agent could serve it here.
     let own = own_address(pod, &destination)?;
     let slot = if is_v4(&destination.addr) { SLOT_OUTBOUND } else { SLOT_OUTBOUND + SLOT_V6 };
     if !has_listener(listener_slot(pod.pod_index, slot)) || !beats(pod) {
         if pod.flags & FLAG_FAIL_OPEN == 0 {
-            return Err(Counter::NoAgent);
+            return Err(Counter::NoAgent.into());
         }
         count(Counter::FailOpen);
         return Ok(());
     }
     if refused_before(cookie, &destination) {
-        return Err(Counter::RefusedBefore);
+        return Err(Counter::RefusedBefore.into());
     }
     let target = bind_and_choose::<F>(ctx, sk, pod, own, &destination)?;
-    if !store(&ORIGIN, sk, destination) {
-        return Err(Counter::NoMemory);
+    if !store(&ORIGIN, sk, destination) || !multipath::store_origin(sk, destination) {
+        return Err(Counter::NoMemory.into());
     }
     F::set_user_endpoint(ctx.sock_addr, &target);
     count(Counter::Captured);
@@ -92,6 +128,17 @@ fn check_destination(destination: &Endpoint) -> Result<(), Counter> {
     Ok(())
 }
 
+/// A socket that is bound to a loopback address reaches nobody but its own pod.
+#[inline(always)]
+fn check_source(sk: *mut bpf_sock, destination: &Endpoint) -> Result<(), Refusal> {
+    let bound = if is_v4(&destination.addr) { local4(sk) } else { local6(sk) };
+    // The unspecified address is none.
+    if is_loopback(&bound) && u32::from_be(bound[3]) != 0 {
+        return Err(Refusal::Kernel(EINVAL));
+    }
+    Ok(())
+}
+
 /// The pod's address of the destination's family.
 #[inline(always)]
 fn own_address(pod: &Netns, destination: &Endpoint) -> Result<Addr, Counter> {
@@ -115,7 +162,7 @@ fn bind_and_choose<F: Family>(
     pod: &Netns,
     own: Addr,
     destination: &Endpoint,
-) -> Result<Endpoint, Counter> {
+) -> Result<Endpoint, Refusal> {
     let v4 = is_v4(&destination.addr);
     // SAFETY: the verifier holds `ctx->sk` valid and allows these loads of its documented fields.
     let (device, port) =
@@ -134,8 +181,11 @@ fn bind_and_choose<F: Family>(
     let mut local = F::sockaddr(&own);
     let (at, len) = ((&raw mut local).cast::<sockaddr>(), size_of::<F::SockAddr>() as i32);
     // SAFETY: the address is a whole, initialised sockaddr of the socket's family, with port 0 as the helper demands.
-    if unsafe { bpf_bind(ctx.sock_addr, at, len) } != 0 {
-        return Err(Counter::NoMemory);
+    match unsafe { bpf_bind(ctx.sock_addr, at, len) } as i32 {
+        0 => {}
+        // One that is for IPv6 alone takes no IPv4 address, neither to come from nor to go to.
+        error if error == -EINVAL && F::IS_V6 && v4 => return Err(Refusal::Kernel(ENETUNREACH)),
+        _ => return Err(Counter::NoMemory.into()),
     }
     Ok(target)
 }
