@@ -6,7 +6,7 @@
 #![no_std]
 
 /// The version of every layout in this crate; a part of the pin path, so that no agent reads another layout's maps.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// The port on which every pod's agent accepts tunnels.
 pub const TUNNEL_PORT: u16 = 15008;
@@ -189,6 +189,23 @@ pub struct Flow {
     pub cookie: u64,
     /// Where the application asked to connect to.
     pub original: Endpoint,
+    /// How soon it wants to know that its peer is gone.
+    pub watch: Watch,
+}
+
+/// What an application had set before it connected, to notice a peer that is gone; zero where it had not, or the kernel
+/// does not tell.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watch {
+    /// `TCP_USER_TIMEOUT`, in milliseconds.
+    pub user_timeout: u32,
+    /// `TCP_KEEPIDLE`, in seconds; 0 also without `SO_KEEPALIVE`.
+    pub idle: u32,
+    /// `TCP_KEEPINTVL`, in seconds.
+    pub interval: u32,
+    /// `TCP_KEEPCNT`.
+    pub probes: u32,
 }
 
 /// How many listener slots a pod has: two for each family, since a listener serves one.
@@ -287,7 +304,7 @@ mod pod {
             unsafe impl aya::Pod for super::$name {}
         )* };
     }
-    pod!(Netns, Endpoint, Mesh, Refused, Stranger, FlowKey, Flow);
+    pod!(Netns, Endpoint, Mesh, Refused, Stranger, FlowKey, Flow, Watch);
 }
 
 #[cfg(test)]
@@ -307,7 +324,7 @@ mod tests {
         assert_eq!((size_of::<Stranger>(), align_of::<Stranger>()), (24, 8));
         assert_eq!((size_of::<FlowKey>(), align_of::<FlowKey>()), (48, 8));
         assert_eq!(offset_of!(FlowKey, client_port), 40);
-        assert_eq!((size_of::<Flow>(), align_of::<Flow>()), (32, 8));
+        assert_eq!((size_of::<Flow>(), align_of::<Flow>()), (48, 8));
     }
 
     #[test]
@@ -318,7 +335,8 @@ mod tests {
         assert_eq!(size_of::<Refused>(), 8 + size_of::<Endpoint>());
         assert_eq!(size_of::<Stranger>(), 8 + 8 + 4 + 4);
         assert_eq!(size_of::<FlowKey>(), 8 + 16 + 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<Flow>(), 8 + size_of::<Endpoint>());
+        assert_eq!(size_of::<Watch>(), 4 + 4 + 4 + 4);
+        assert_eq!(size_of::<Flow>(), 8 + size_of::<Endpoint>() + size_of::<Watch>());
     }
 
     #[test]

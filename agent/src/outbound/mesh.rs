@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::plane::Plane;
 use crate::relay::{self, Early, Ended, Outcome, Patience, PoolKey, Stop, Tunnel};
 use crate::report::Record;
-use crate::secure::{self, Credentials};
+use crate::secure::{self, Credentials, Watch};
 
 /// How often one connection may be opened again because its tunnel was being retired.
 const TUNNELS: usize = 4;
@@ -121,6 +121,7 @@ impl Flow<'_> {
 
     async fn relay(&mut self, way: &Way<'_>, leg: &mut Leg, early: Early, record: &mut Record) -> Outcome {
         let stop = way.stop(&self.outbound.plane, self.pod.uid());
+        leg.tunnel.channel.watch(self.watch);
         let outcome =
             relay::open(&mut self.application, &mut leg.tunnel, (way.permit, leg.patience), early, stop).await;
         (record.sent, record.received) = (outcome.from_application, outcome.to_application);
@@ -178,7 +179,8 @@ impl Outbound {
     }
 
     /// Keeps a tunnel that can have another connection; resets any other.
-    fn put_back(&self, key: PoolKey, tunnel: Tunnel<Dialler>, ended: &Ended) {
+    fn put_back(&self, key: PoolKey, mut tunnel: Tunnel<Dialler>, ended: &Ended) {
+        tunnel.channel.watch(Watch::OURS);
         let settled = matches!(ended, Ended::Finished | Ended::Refused(_));
         if settled && tunnel.machine.is_idle() && !self.plane.drain.is_requested() {
             self.pool.put(key, tunnel);

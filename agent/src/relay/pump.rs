@@ -146,7 +146,7 @@ impl<'a, M: Machine> Pump<'a, M> {
     }
 
     fn next_look(&self) -> Instant {
-        if self.opened { Instant::now() + LOOK } else { self.patience.next_look() }
+        if self.opened { Instant::now() + self.tunnel.channel.look_every(LOOK) } else { self.patience.next_look() }
     }
 
     /// What only time tells: that no answer comes, or no acknowledgement.
