@@ -42,6 +42,19 @@ pub const CAPTURE_MASK: u32 = 0xff80_0000_u32.to_be();
 /// (RFC 4193) that the agent makes local to each pod's namespace ([`FLAG_V6_RANGE`]). IPv6's own loopback has one address.
 pub const CAPTURE_NET6: [u32; 2] = [0xfd6d_616e_u32.to_be(), 0x746c_6500_u32.to_be()];
 
+/// The network 0.109.0.0/16, where IPv4 sockets go that are bound to a port but to no address: the agent's route to it
+/// ([`FLAG_V4_PORTS`]) prefers the pod's own address as the source, where 127.0.0.0/8 prefers 127.0.0.1. Addresses that begin
+/// with 0 are nobody's (RFC 1122), and Linux 5.3 carries them.
+pub const PORTS_NET: u32 = 0x006d_0000_u32.to_be();
+/// The network mask of [`PORTS_NET`].
+pub const PORTS_MASK: u32 = 0xffff_0000_u32.to_be();
+
+/// Whether this is an address of [`PORTS_NET`].
+#[inline(always)]
+pub const fn in_ports_net(addr: &Addr) -> bool {
+    is_v4(addr) && addr[3] & PORTS_MASK == PORTS_NET
+}
+
 /// Whether this is an address that captured connections go to, or that the agent's dials to applications come from.
 #[inline(always)]
 pub const fn in_capture_range(addr: &Addr) -> bool {
@@ -93,6 +106,10 @@ pub const FLAG_FAIL_OPEN: u16 = 1;
 
 /// [`Netns::flags`]: [`CAPTURE_NET6`] is local in the pod's namespace. Without it IPv6 goes to and from the pod's own address.
 pub const FLAG_V6_RANGE: u16 = 2;
+
+/// [`Netns::flags`]: [`PORTS_NET`] is local in the pod's namespace. Without it such sockets go to the pod's own address, to one
+/// destination at a time from each port.
+pub const FLAG_V4_PORTS: u16 = 4;
 
 /// Value of `NETNS`, whose key is the network namespace's cookie (`u64`).
 #[repr(C)]

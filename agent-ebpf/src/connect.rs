@@ -3,8 +3,8 @@
 use core::mem::size_of;
 
 use agent_common::{
-    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, FLAG_V6_RANGE,
-    Netns, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
+    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, FLAG_V4_PORTS, FLAG_V6_RANGE,
+    Netns, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED, PORTS_MASK, PORTS_NET, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, sockaddr};
@@ -153,8 +153,8 @@ fn own_address(pod: &Netns, destination: &Endpoint) -> Result<Addr, Counter> {
 ///
 /// The usual target is spread over 127.128.0.0/9 or its IPv6 counterpart, so that source ports run out for each
 /// destination, not for the pod. Some sockets cannot go there and go to the pod's own address: one bound to a device (the
-/// range would leave by it), one bound to an IPv4 port without an address (it can't be bound a second time, and would show
-/// 127.0.0.1), and IPv6 where the range could not be made local.
+/// range would leave by it), and IPv6 where the range could not be made local. One that is bound to an IPv4 port without an
+/// address goes to a range of its own: it can't be bound a second time, and in 127/8 would show 127.0.0.1.
 #[inline(always)]
 fn bind_and_choose<F: Family>(
     ctx: &SockAddrContext,
@@ -176,7 +176,8 @@ fn bind_and_choose<F: Family>(
         return Ok(target);
     }
     if port != 0 {
-        return Ok(Endpoint { addr: own, ..target });
+        let spread = device == 0 && v4 && pod.flags & FLAG_V4_PORTS != 0;
+        return Ok(Endpoint { addr: if spread { spread_ports(destination) } else { own }, ..target });
     }
     let mut local = F::sockaddr(&own);
     let (at, len) = ((&raw mut local).cast::<sockaddr>(), size_of::<F::SockAddr>() as i32);
@@ -190,14 +191,16 @@ fn bind_and_choose<F: Family>(
     Ok(target)
 }
 
+/// An address of the other range, for sockets that have a port and will have the pod's address.
+#[inline(always)]
+fn spread_ports(destination: &Endpoint) -> Addr {
+    v4_mapped((u32::from_be(PORTS_NET) | (hash(destination) & !u32::from_be(PORTS_MASK))).to_be())
+}
+
 /// An address of the capture range that depends on the destination alone.
 #[inline(always)]
 fn spread(destination: &Endpoint) -> Addr {
-    let words = &destination.addr;
-    let mut hash = words[0] ^ words[1].rotate_left(11) ^ words[2].rotate_left(21) ^ u32::from_be(words[3]);
-    hash ^= u32::from(destination.port) << 16;
-    hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
-    hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    let hash = hash(destination);
     if !is_v4(&destination.addr) {
         return [CAPTURE_NET6[0], CAPTURE_NET6[1], 1, hash];
     }
@@ -205,4 +208,14 @@ fn spread(destination: &Endpoint) -> Addr {
     // The last address of 127/8 is its broadcast address.
     let host = if host == !u32::from_be(CAPTURE_MASK) { 1 } else { host };
     v4_mapped((u32::from_be(CAPTURE_NET) | host).to_be())
+}
+
+#[inline(always)]
+fn hash(destination: &Endpoint) -> u32 {
+    let words = &destination.addr;
+    let mut hash = words[0] ^ words[1].rotate_left(11) ^ words[2].rotate_left(21) ^ u32::from_be(words[3]);
+    hash ^= u32::from(destination.port) << 16;
+    hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    hash
 }

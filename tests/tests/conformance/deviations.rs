@@ -2,8 +2,8 @@
 
 use agent_tests::Deviation;
 
-/// All of them: those that are meant, and those that are to be mended (#4).
-pub(crate) const DEVIATIONS: &[&[Deviation]] = &[DECLARED, FAULTS];
+/// All of them.
+pub(crate) const DEVIATIONS: &[&[Deviation]] = &[DECLARED];
 
 const ANSWERS_LATER: &str = "a captured connect succeeds before the far end has answered; its refusal is a reset";
 const CONNECTED_BEFORE: &str =
@@ -48,14 +48,4 @@ const DECLARED: &[Deviation] = &[
 
 const fn refused(pattern: &'static str) -> Deviation {
     Deviation { pattern, note: ["connect, then read", "ECONNREFUSED", "ECONNRESET"], why: ANSWERS_LATER }
-}
-
-const ONE_TARGET: &str =
-    "all sockets with a port and no address go to one address and port: their 4-tuples are the same";
-/// What is to be mended in the kernel programs or in `capture`.
-const FAULTS: &[Deviation] = &[one_target(), one_target()];
-
-const fn one_target() -> Deviation {
-    let note = ["accepted", "Ok((\"client\", true))", "Err(\"EADDRNOTAVAIL\")"];
-    Deviation { pattern: "one_port_without_address_to_many_destinations over IPv4", note, why: ONE_TARGET }
 }

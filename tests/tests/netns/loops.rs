@@ -22,12 +22,15 @@ fn a_pod_reaches_no_agents_port_neither_anothers_nor_its_own() {
     for to in [client.at(TUNNEL_PORT), client.at6(TUNNEL_PORT), client.at(15001), client.at6(15001)] {
         assert!(refused(&client, to), "its own, where nobody listens");
     }
-    let range: [SocketAddr; 2] =
-        ["127.129.1.1:15001".parse().unwrap(), "[fd6d:616e:746c:6500::1]:15001".parse().unwrap()];
-    for to in range {
-        assert!(refused(&client, to), "the capture range");
+    let ranges: [SocketAddr; 3] = [
+        "127.129.1.1:15001".parse().unwrap(),
+        "[fd6d:616e:746c:6500::1]:15001".parse().unwrap(),
+        "0.109.1.1:15001".parse().unwrap(),
+    ];
+    for to in ranges {
+        assert!(refused(&client, to), "a capture range");
     }
-    let counted = |status: &Status| status.refusals("own_port") == 2 && status.refusals("unknown_flow") >= 2;
+    let counted = |status: &Status| status.refusals("own_port") == 2 && status.refusals("unknown_flow") >= 3;
     wait::until("they are counted", || mesh.agents[0].status().filter(counted).map(drop));
     assert!(mesh.agents.iter().all(|agent| agent.records.all().is_empty()), "none reached an agent");
     for to in [web.at(80), web.at6(80)] {
