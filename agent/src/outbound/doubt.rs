@@ -3,9 +3,11 @@
 //! A fresh tunnel is dialled beside it. What is opened again there names the silent one, so that the acceptor serves the
 //! connection once at most; whoever answers first is believed.
 
+use std::time::Duration;
+
 use agent_core::outcome::Close;
 use agent_core::tunnel::{Dialler, Extensions, InsteadOf, ResetReason};
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 
 use super::mesh::{Leg, Way};
 use super::{Attempt, Flow};
@@ -19,6 +21,9 @@ pub(super) struct Former {
     /// Something was said on it.
     spoken: bool,
 }
+
+/// The path may have come back for both: a kernel delays an acknowledgement by so much.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// What became known first.
 enum Found {
@@ -65,7 +70,10 @@ impl Flow<'_> {
     async fn beside(&self, way: &Way<'_>, silent: &Leg) -> Found {
         let fresh = async {
             match self.outbound.reach(self.pod, way, false).await {
-                Ok(fresh) => Found::Fresh(Box::new(fresh)),
+                Ok(fresh) => {
+                    sleep(GRACE).await;
+                    Found::Fresh(Box::new(fresh))
+                }
                 Err(failure) if failure.close == Close::Unreachable => Found::Gone(failure),
                 // Nothing is known but that this took too long: the silent one has its time.
                 Err(_) => std::future::pending().await,

@@ -61,7 +61,7 @@ fn an_application_that_asks_to_know_early_that_its_peer_is_gone_knows_early() {
     sends.write_all(b"is anybody there?").unwrap();
     traffic::expect_reset(&mut sends);
     traffic::expect_reset(&mut waits);
-    assert!(gone.elapsed() < Duration::from_secs(12), "{:?}", gone.elapsed());
+    assert!(gone.elapsed() < Duration::from_secs(40), "{:?}", gone.elapsed());
     asks_nothing.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
     let waiting = asks_nothing.read(&mut [0]).map_err(|error| error.kind());
     assert_eq!(waiting, Err(ErrorKind::WouldBlock), "who has asked for nothing has more patience");
