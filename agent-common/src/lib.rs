@@ -42,6 +42,19 @@ pub const CAPTURE_MASK: u32 = 0xff80_0000_u32.to_be();
 /// (RFC 4193) that the agent makes local to each pod's namespace ([`FLAG_V6_RANGE`]). IPv6's own loopback has one address.
 pub const CAPTURE_NET6: [u32; 2] = [0xfd6d_616e_u32.to_be(), 0x746c_6500_u32.to_be()];
 
+/// The network 0.109.0.0/16, where IPv4 sockets go that are bound to a port but to no address: the agent's route to it
+/// ([`FLAG_V4_PORTS`]) prefers the pod's own address as the source, where 127.0.0.0/8 prefers 127.0.0.1. Addresses that begin
+/// with 0 are nobody's (RFC 1122), and Linux 5.3 carries them.
+pub const PORTS_NET: u32 = 0x006d_0000_u32.to_be();
+/// The network mask of [`PORTS_NET`].
+pub const PORTS_MASK: u32 = 0xffff_0000_u32.to_be();
+
+/// Whether this is an address of [`PORTS_NET`].
+#[inline(always)]
+pub const fn in_ports_net(addr: &Addr) -> bool {
+    is_v4(addr) && addr[3] & PORTS_MASK == PORTS_NET
+}
+
 /// Whether this is an address that captured connections go to, or that the agent's dials to applications come from.
 #[inline(always)]
 pub const fn in_capture_range(addr: &Addr) -> bool {
@@ -96,6 +109,10 @@ pub const FLAG_FAIL_OPEN: u16 = 1;
 
 /// [`Netns::flags`]: [`CAPTURE_NET6`] is local in the pod's namespace. Without it IPv6 goes to and from the pod's own address.
 pub const FLAG_V6_RANGE: u16 = 2;
+
+/// [`Netns::flags`]: [`PORTS_NET`] is local in the pod's namespace. Without it such sockets go to the pod's own address, to one
+/// destination at a time from each port.
+pub const FLAG_V4_PORTS: u16 = 4;
 
 /// Value of `NETNS`, whose key is the network namespace's cookie (`u64`).
 #[repr(C)]
@@ -194,6 +211,23 @@ pub struct Flow {
     pub cookie: u64,
     /// Where the application asked to connect to.
     pub original: Endpoint,
+    /// How soon it wants to know that its peer is gone.
+    pub watch: Watch,
+}
+
+/// What an application had set before it connected, to notice a peer that is gone; zero where it had not, or the kernel
+/// does not tell.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watch {
+    /// `TCP_USER_TIMEOUT`, in milliseconds.
+    pub user_timeout: u32,
+    /// `TCP_KEEPIDLE`, in seconds; 0 also without `SO_KEEPALIVE`.
+    pub idle: u32,
+    /// `TCP_KEEPINTVL`, in seconds.
+    pub interval: u32,
+    /// `TCP_KEEPCNT`.
+    pub probes: u32,
 }
 
 /// What a socket of the node's own namespace keeps that connects to a strict pod of this node (`PROBING`).
@@ -249,6 +283,8 @@ pub mod names {
     pub const NODE_COOKIE: &str = "NODE_COOKIE";
     /// Global of the connect programs: whether unknown namespaces may connect to the mesh (`u32`).
     pub const ALLOW_UNKNOWN: &str = "ALLOW_UNKNOWN";
+    /// Global of the connect programs: whether the kernel tells a multipath socket by its subflow (`u32`).
+    pub const HAS_MULTIPATH: &str = "HAS_MULTIPATH";
     /// Global of the `sk_lookup` program: the cookie of the namespace that it is attached to (`u64`).
     pub const POD_COOKIE: &str = "POD_COOKIE";
     /// Global of the `sk_lookup` program: the pod's index (`u32`).
@@ -310,7 +346,7 @@ mod pod {
             unsafe impl aya::Pod for super::$name {}
         )* };
     }
-    pod!(Netns, Endpoint, Mesh, Refused, Stranger, FlowKey, Flow, Probe);
+    pod!(Netns, Endpoint, Mesh, Refused, Stranger, FlowKey, Flow, Watch, Probe);
 }
 
 #[cfg(test)]
@@ -331,7 +367,7 @@ mod tests {
         assert_eq!((size_of::<Stranger>(), align_of::<Stranger>()), (24, 8));
         assert_eq!((size_of::<FlowKey>(), align_of::<FlowKey>()), (48, 8));
         assert_eq!(offset_of!(FlowKey, client_port), 40);
-        assert_eq!((size_of::<Flow>(), align_of::<Flow>()), (32, 8));
+        assert_eq!((size_of::<Flow>(), align_of::<Flow>()), (48, 8));
         assert_eq!((size_of::<Probe>(), align_of::<Probe>()), (32, 8));
     }
 
@@ -343,7 +379,8 @@ mod tests {
         assert_eq!(size_of::<Refused>(), 8 + size_of::<Endpoint>());
         assert_eq!(size_of::<Stranger>(), 8 + 8 + 4 + 4);
         assert_eq!(size_of::<FlowKey>(), 8 + 16 + 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<Flow>(), 8 + size_of::<Endpoint>());
+        assert_eq!(size_of::<Watch>(), 4 + 4 + 4 + 4);
+        assert_eq!(size_of::<Flow>(), 8 + size_of::<Endpoint>() + size_of::<Watch>());
         assert_eq!(size_of::<Probe>(), 8 + size_of::<Endpoint>());
     }
 

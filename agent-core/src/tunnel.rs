@@ -18,6 +18,7 @@ mod bind;
 mod dialler;
 mod early;
 mod frame;
+mod instead;
 mod open;
 mod reason;
 
@@ -25,6 +26,7 @@ pub use acceptor::{Acceptor, AcceptorEvent};
 pub use bind::{Bound, bind_open};
 pub use dialler::{Dialler, DiallerEvent};
 pub use frame::{Body, Frame, FrameType, Frames, HEADER, MAX_PAYLOAD, MAX_RECORD, Malformed};
+pub use instead::InsteadOf;
 pub use open::{ConnectionId, Extension, Extensions, Open};
 pub use reason::{RefuseReason, ResetReason};
 

@@ -2,7 +2,7 @@
 
 use agent_common::{
     Addr, CAPTURE_PORT, Counter, FlowKey, MODE_STRICT, Netns, PLAINTEXT_PORTS, SLOT_INBOUND, SLOT_OUTBOUND, SLOT_V6,
-    STATE_ENROLLED, TUNNEL_PORT, in_capture_range, in_capture_range6, is_v4, listener_slot, v4_mapped,
+    STATE_ENROLLED, TUNNEL_PORT, in_capture_range, in_capture_range6, in_ports_net, is_v4, listener_slot, v4_mapped,
 };
 use aya_ebpf::Global;
 use aya_ebpf::programs::SkLookupContext;
@@ -53,8 +53,8 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
             return Err(Counter::UnknownFlow);
         }
     }
-    // The pod's services may be anywhere in 127/8, but this prefix is ours alone.
-    if in_capture_range6(&syn.local) {
+    // The pod's services may be anywhere in 127/8, but these prefixes are ours alone.
+    if in_capture_range6(&syn.local) || in_ports_net(&syn.local) {
         return Err(Counter::UnknownFlow);
     }
     if in_capture_range(&syn.remote) && is_own(pod, &syn.local) {

@@ -12,6 +12,7 @@ mod heartbeat;
 mod inside;
 mod lookup;
 mod maps;
+mod multipath;
 mod peer;
 mod probe;
 mod refused;
@@ -19,15 +20,14 @@ mod sock_addr;
 mod sock_ops;
 mod unknown;
 
-use agent_common::Counter;
 use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::macros::{cgroup_sock_addr, sk_lookup, sock_ops};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
 
+use crate::connect::Refusal;
 use crate::maps::count;
 use crate::sock_addr::{V4, V6};
 
-const ECONNREFUSED: i32 = 111;
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const SK_PASS: u32 = 1;
@@ -73,11 +73,10 @@ pub fn mantle_sk_lookup(ctx: SkLookupContext) -> u32 {
 }
 
 #[inline(always)]
-fn connect_verdict(result: Result<(), Counter>) -> i32 {
-    let Err(reason) = result else { return ALLOW };
-    count(reason);
+fn connect_verdict(result: Result<(), Refusal>) -> i32 {
+    let Err(refusal) = result else { return ALLOW };
     // SAFETY: a helper that takes a plain errno; without it the caller would read EPERM.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    unsafe { bpf_set_retval(-refusal.errno()) };
     REFUSE
 }
 

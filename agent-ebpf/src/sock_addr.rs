@@ -8,6 +8,9 @@ pub trait Family {
     /// The kernel's `sockaddr` of this family.
     type SockAddr;
 
+    /// Whether this is AF_INET6.
+    const IS_V6: bool;
+
     /// The address and port that the system call named.
     fn user_endpoint(ctx: *mut bpf_sock_addr) -> Endpoint;
 
@@ -106,6 +109,7 @@ fn user_port(ctx: *mut bpf_sock_addr) -> u16 {
 
 impl Family for V4 {
     type SockAddr = SockAddrIn;
+    const IS_V6: bool = false;
 
     #[inline(always)]
     fn user_endpoint(ctx: *mut bpf_sock_addr) -> Endpoint {
@@ -131,6 +135,7 @@ impl Family for V4 {
 
 impl Family for V6 {
     type SockAddr = SockAddrIn6;
+    const IS_V6: bool = true;
 
     #[inline(always)]
     fn user_endpoint(ctx: *mut bpf_sock_addr) -> Endpoint {

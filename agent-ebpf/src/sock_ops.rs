@@ -1,13 +1,13 @@
 //! What TCP does with a captured socket: the original destination travels with the connection to the agent, and the
 //! real client with the agent's dial to the application.
 
-use agent_common::{Addr, CAPTURE_PORT, Counter, Endpoint, Flow, FlowKey, in_capture_range, v4_mapped};
+use agent_common::{Addr, CAPTURE_PORT, Counter, Endpoint, Flow, FlowKey, Watch, in_capture_range, v4_mapped};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
 };
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_getsockopt, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 
@@ -16,6 +16,14 @@ use crate::maps::{CAPTURED, DIALS, FLOWS, ORIGIN, count, store, stored};
 use crate::probe;
 
 const AF_INET: u32 = 2;
+
+const SOL_SOCKET: i32 = 1;
+const SO_KEEPALIVE: i32 = 9;
+const IPPROTO_TCP: i32 = 6;
+const TCP_KEEPIDLE: i32 = 4;
+const TCP_KEEPINTVL: i32 = 5;
+const TCP_KEEPCNT: i32 = 6;
+const TCP_USER_TIMEOUT: i32 = 18;
 
 macro_rules! read {
     ($ctx:expr, $($field:tt)+) => {
@@ -48,7 +56,7 @@ fn announce(ctx: &SockOpsContext) {
     let key = ends.as_dialler(cookie);
     match stored(&ORIGIN, sk) {
         Some(original) if ends.remote_port == CAPTURE_PORT => {
-            let flow = Flow { cookie, original: *original };
+            let flow = Flow { cookie, original: *original, watch: watch(ctx) };
             if FLOWS.insert(&key, &flow, 0).is_err() {
                 count(Counter::FlowsFull);
                 return;
@@ -71,6 +79,30 @@ fn watch_for_close(ctx: &SockOpsContext) {
     let flags = read!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
     // SAFETY: the context is the program's own; other programs' flags are kept.
     unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, flags as i32) };
+}
+
+/// What the application has set by now.
+#[inline(always)]
+fn watch(ctx: &SockOpsContext) -> Watch {
+    let user_timeout = option(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT);
+    if option(ctx, SOL_SOCKET, SO_KEEPALIVE) == 0 {
+        return Watch { user_timeout, idle: 0, interval: 0, probes: 0 };
+    }
+    Watch {
+        user_timeout,
+        idle: option(ctx, IPPROTO_TCP, TCP_KEEPIDLE),
+        interval: option(ctx, IPPROTO_TCP, TCP_KEEPINTVL),
+        probes: option(ctx, IPPROTO_TCP, TCP_KEEPCNT),
+    }
+}
+
+/// A socket option; 0 where the kernel does not tell it here (before Linux 6.1).
+#[inline(always)]
+fn option(ctx: &SockOpsContext, level: i32, name: i32) -> u32 {
+    let mut value = 0_u32;
+    // SAFETY: the context is the program's own, and the value as long as is said.
+    let failed = unsafe { bpf_getsockopt(ctx.ops.cast(), level, name, (&raw mut value).cast(), 4) };
+    if failed == 0 { value } else { 0 }
 }
 
 /// A connection that was never made leaves nothing behind.

@@ -212,7 +212,7 @@ impl Capture {
         let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
         for namespace in namespaces.iter().filter_map(|path| Namespace::open(path, &home).ok()) {
             // Most pods have no IPv6, and no route.
-            let _ = namespace.inside(route::remove_v6_range);
+            let _ = namespace.inside(route::remove_ranges);
         }
         Ok(removed)
     }
@@ -318,7 +318,7 @@ impl Capture {
         }
         self.forget_pod(uid, None)?;
         if let Some(pod) = self.pods.remove(uid) {
-            pod.remove_v6_range();
+            pod.remove_ranges();
         }
         Ok(())
     }

@@ -148,7 +148,10 @@ impl Ended {
     /// For a person to read, where the record's word is not all.
     pub fn detail(&self) -> Option<String> {
         match self {
-            Self::Finished | Self::Repeat | Self::TunnelLost | Self::NoAnswer | Self::Stopped(_) => None,
+            Self::Finished | Self::Repeat | Self::TunnelLost | Self::NoAnswer | Self::Doubted | Self::Stopped(_) => {
+                None
+            }
+            Self::Delivered => Some("it was opened before on another tunnel, and may have been delivered there".into()),
             Self::Refused(reason) => Some(reason.to_string()),
             Self::Application(error) | Self::Endpoint(error) => Some(error.to_string()),
             Self::ResetByPeer(reason) => Some(reason.to_string()),
@@ -177,9 +180,11 @@ impl Ended {
             // In TLS 1.3 the peer judges our certificate after we are done with the handshake.
             Self::Channel(error) if error.is_refusal() => (Close::HandshakeFailed, Blame::Peer),
             Self::Channel(error) => (Close::TunnelLost, error.blame()),
-            Self::Repeat | Self::TunnelLost => (Close::TunnelLost, Blame::Network),
+            Self::Repeat | Self::TunnelLost | Self::Delivered | Self::Stopped(Stop::GivenUp) => {
+                (Close::TunnelLost, Blame::Network)
+            }
             Self::Violation(_) => (Close::ProtocolViolation, Blame::Peer),
-            Self::NoAnswer => (Close::TimedOut, Blame::Peer),
+            Self::NoAnswer | Self::Doubted => (Close::TimedOut, Blame::Peer),
             Self::Stopped(Stop::Revoked) => (Close::Revoked, Blame::Operator),
             Self::Stopped(Stop::CertificateGone) => (Close::NoCertificate, Blame::Operator),
             Self::Stopped(Stop::Drained) => (Close::Drained, Blame::Operator),
@@ -214,6 +219,7 @@ fn reset(reason: ResetReason, by_application: Close) -> (Close, Blame) {
         ResetReason::Revoked => (Close::Revoked, Blame::Operator),
         ResetReason::Drained => (Close::Drained, Blame::Operator),
         ResetReason::Expired => (Close::NoCertificate, Blame::Operator),
+        ResetReason::Delivered => (Close::TunnelLost, Blame::Network),
         ResetReason::Agent | ResetReason::Unknown(_) => (Close::TunnelLost, Blame::Peer),
     }
 }

@@ -17,12 +17,14 @@ use tracing::{info, warn};
 use crate::capture::{ApplicationDial, Attached};
 use crate::failure::Failure;
 use crate::plane::Plane;
-use crate::relay::{self, Application, Ended, Outcome, Request, Tunnel};
+use crate::relay::{self, Application, Ended, Outcome, Request, Stop, Tunnel};
 use crate::report::{Direction, Party, Record};
 use crate::secure::{self, Credentials};
 
+mod given_up;
 mod handshakes;
 
+use given_up::{Entry, Used};
 use handshakes::Handshakes;
 
 /// How long the application may take to accept.
@@ -32,6 +34,7 @@ const DIAL: Duration = Duration::from_secs(10);
 pub struct Inbound {
     plane: Plane,
     handshakes: Rc<Handshakes>,
+    used: Rc<Used>,
 }
 
 /// One secured tunnel into one of our pods.
@@ -45,7 +48,7 @@ struct Secured<'a> {
 impl Inbound {
     /// To be made on the thread that will use it.
     pub fn new(plane: Plane) -> Rc<Self> {
-        Rc::new(Self { plane, handshakes: Handshakes::new() })
+        Rc::new(Self { plane, handshakes: Handshakes::new(), used: Rc::default() })
     }
 }
 
@@ -66,28 +69,60 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
     };
     drop(turn);
     let secured = Secured { plane, pod: &pod, credentials, from };
+    let mut entry = inbound.used.enter(pod.uid(), channel.peer().uid());
     let mut tunnel = Tunnel::new(channel, Acceptor::new());
-    while let Some(request) = tunnel.next_open(&plane.drain).await {
-        let mut record = plane.records.begin(Direction::Inbound, request.id);
-        let ended = secured.serve(&mut tunnel, request, &mut record).await;
+    while let Some(request) = secured.next(&mut tunnel, &entry).await {
+        let id = request.id;
+        let mut record = plane.records.begin(Direction::Inbound, id);
+        let ended = secured.serve((&mut tunnel, &entry), request, &mut record).await;
         drop(record);
-        if let Some(ended) = ended {
-            if let Some(reason) = ended.reset_reason() {
-                tunnel.abort(reason, matches!(ended, Ended::Stopped(_))).await;
-            }
-            return;
+        let Some(ended) = ended else {
+            entry.idle(id);
+            continue;
+        };
+        if let Some(reason) = ended.reset_reason() {
+            tunnel.abort(reason, matches!(ended, Ended::Stopped(_))).await;
         }
+        return;
     }
 }
 
 impl Secured<'_> {
+    /// The next connection that is asked for, until the tunnel is over or given up.
+    async fn next(&self, tunnel: &mut Tunnel<Acceptor>, entry: &Entry) -> Option<Request> {
+        let request = tokio::select! {
+            biased;
+            () = entry.given_up() => None,
+            request = tunnel.next_open(&self.plane.drain) => request,
+        };
+        request.filter(|_| entry.opening())
+    }
+
     /// Serves one connection. `None` if the tunnel can have another.
-    async fn serve(&self, tunnel: &mut Tunnel<Acceptor>, mut request: Request, record: &mut Record) -> Option<Ended> {
+    async fn serve(
+        &self,
+        (tunnel, entry): (&mut Tunnel<Acceptor>, &Entry),
+        mut request: Request,
+        record: &mut Record,
+    ) -> Option<Ended> {
         let peer = tunnel.channel.peer().clone();
         self.describe(tunnel, &request, record);
         let mut early = std::mem::take(&mut request.early);
+        if request.open().instead_of().is_some_and(|last| !entry.gives_up(last)) {
+            Ended::Delivered.report(record, Direction::Inbound);
+            return Some(Ended::Delivered);
+        }
         // Authorize: bind the request to the two pods, judge it, and reach the application.
-        let answer = match tunnel.while_opening(&mut early, self.prepare(&peer, &request)).await {
+        let answer = tokio::select! {
+            biased;
+            () = entry.given_up() => Err(Ended::Stopped(Stop::GivenUp)),
+            answer = tunnel.while_opening(&mut early, self.prepare(&peer, &request)) => answer,
+        };
+        let answer = match answer {
+            Ok(Ok(_)) if !entry.open() => Err(Ended::Stopped(Stop::GivenUp)),
+            answer => answer,
+        };
+        let answer = match answer {
             Ok(answer) => answer,
             Err(ended) => {
                 ended.report(record, Direction::Inbound);
@@ -101,7 +136,12 @@ impl Secured<'_> {
         record.permitted(permit.policy(), permit.revision());
         // Relay, under a permit that is judged again with every change.
         let (socket, announcement) = dial.into_parts();
-        let stop = self.plane.stop(self.pod.uid(), |directory| self.permits(directory, &peer, &bound));
+        let stop = async {
+            tokio::select! {
+                stop = self.plane.stop(self.pod.uid(), |directory| self.permits(directory, &peer, &bound)) => stop,
+                () = entry.given_up() => Stop::GivenUp,
+            }
+        };
         let ended = match tunnel.answer_opened().and_then(|()| Application::new(socket).map_err(Ended::Application)) {
             Ok(mut application) => {
                 let outcome = relay::run(&mut application, tunnel, &permit, early, stop).await;

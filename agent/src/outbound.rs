@@ -21,7 +21,9 @@ use crate::failure::Failure;
 use crate::plane::Plane;
 use crate::relay::{Application, Early, Ended, Outcome, Pool};
 use crate::report::{Direction, Party, Record};
+use crate::secure::Watch;
 
+mod doubt;
 mod mesh;
 mod plain;
 
@@ -58,6 +60,8 @@ struct Flow<'a> {
     pod: &'a Arc<Attached>,
     client: ClientAddr,
     original: OriginalDst,
+    /// How soon the application wants to know that its peer is gone.
+    watch: Watch,
     application: Application,
     /// How many endpoints of the service were left untried.
     others: usize,
@@ -90,14 +94,15 @@ struct Limit {
 /// Carries one captured connection, from here to its record.
 pub async fn connection(outbound: Rc<Outbound>, pod: Arc<Attached>, captured: Captured) {
     let mut record = outbound.plane.records.begin(Direction::Outbound, ConnectionId(rand::random()));
-    let Captured { socket, client, original } = captured;
+    let watch = watch(&captured);
+    let Captured { socket, client, original, .. } = captured;
     record.source = Party::at(client);
     record.destination = Party::at(original);
     let application = match Application::new(socket).map_err(Failure::application) {
         Ok(application) => application,
         Err(failure) => return record.ended(failure.close, failure.blame, Some(failure.detail)),
     };
-    let mut flow = Flow { outbound: &outbound, pod: &pod, client, original, application, others: 0 };
+    let mut flow = Flow { outbound: &outbound, pod: &pod, client, original, watch, application, others: 0 };
     let fate = flow.carry(&mut record).await;
     flow.tell_kernel(&fate);
     match fate {
@@ -248,6 +253,14 @@ impl Attempt {
         let undelivered = outcome.is_undelivered();
         Self { fate: Ok(outcome.ended), undelivered: undelivered.then_some(outcome.early) }
     }
+}
+
+fn watch(captured: &Captured) -> Watch {
+    let asked = captured.watch;
+    let seconds = |value: u32| Duration::from_secs(value.into());
+    let keepalive = (asked.idle > 0).then(|| (seconds(asked.idle), seconds(asked.interval), asked.probes));
+    let user_timeout = (asked.user_timeout > 0).then(|| Duration::from_millis(asked.user_timeout.into()));
+    Watch::as_asked(user_timeout, keepalive)
 }
 
 fn why(fate: &Fate) -> (Close, Blame) {

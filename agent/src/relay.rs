@@ -8,7 +8,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use agent_core::policy::{Permit, PlainPermit};
-use agent_core::tunnel::{RefuseReason, ResetReason};
+use agent_core::tunnel::{Dialler, RefuseReason, ResetReason};
 use tokio::io::Interest;
 use tokio::time::timeout;
 
@@ -17,6 +17,7 @@ use crate::secure::{Channel, Received};
 mod application;
 mod end;
 mod machine;
+mod patience;
 mod plain;
 mod pool;
 mod pump;
@@ -25,6 +26,7 @@ mod serving;
 pub use application::Application;
 pub use end::{Ended, Stop};
 pub use machine::{Event, Machine};
+pub use patience::Patience;
 use plain::PlainPump;
 pub use pool::{Pool, PoolKey};
 use pump::Pump;
@@ -52,7 +54,7 @@ pub struct Outcome {
     pub opened: bool,
     /// Why it ended.
     pub ended: Ended,
-    /// What the dialler sent before the answer, if it must be sent again ([`Ended::Repeat`]).
+    /// What the dialler sent before the answer, if that has not come.
     pub early: Early,
 }
 
@@ -67,7 +69,7 @@ pub struct Early {
 
 impl Early {
     /// The application had said nothing.
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.data.is_empty() && !self.finished
     }
 }
@@ -79,7 +81,8 @@ impl Outcome {
         let unheard = !self.opened && self.early.is_empty();
         match &self.ended {
             // Policy's answer is no endpoint's failure.
-            Ended::Refused(reason) => *reason != RefuseReason::Denied,
+            // An acceptor that does not know `instead_of` says nothing of the tunnel that it names.
+            Ended::Refused(reason) => !matches!(reason, RefuseReason::Denied | RefuseReason::UnknownExtension),
             Ended::Repeat => true,
             Ended::Channel(error) => unheard || (!self.opened && error.is_refusal()),
             Ended::TunnelLost | Ended::NoAnswer | Ended::ResetByPeer(_) => unheard,
@@ -87,6 +90,8 @@ impl Outcome {
             | Ended::Application(_)
             | Ended::Endpoint(_)
             | Ended::Violation(_)
+            | Ended::Doubted
+            | Ended::Delivered
             | Ended::Stopped(_)
             | Ended::Bug(_) => false,
         }
@@ -127,6 +132,12 @@ impl<M: Machine> Tunnel<M> {
         (&mut self.machine, &mut self.out)
     }
 
+    /// Waits until the tunnel has something to say, or has failed.
+    pub(crate) async fn has_news(&self) {
+        // A failure to wait shows in what is done next.
+        let _ = self.channel.ready(Interest::READABLE | Interest::ERROR).await;
+    }
+
     /// Sends RESET and ends the tunnel: when the peer has reset it in answer, or after a second; at once if `hasty`.
     pub async fn abort(mut self, reason: ResetReason, hasty: bool) {
         self.machine.abort(reason, &mut self.out);
@@ -156,7 +167,7 @@ impl<M: Machine> Tunnel<M> {
     }
 }
 
-/// Relays one connection that is open, or being opened, on the tunnel. `stop` resolves if the connection must end.
+/// Relays one connection that the acceptor has opened on the tunnel. `stop` resolves if the connection must end.
 ///
 /// Whatever ends the connection out of order resets the application. The tunnel is of use afterwards only if its machine
 /// is idle.
@@ -167,7 +178,19 @@ pub async fn run<M: Machine>(
     early: Early,
     stop: impl Future<Output = Stop>,
 ) -> Outcome {
-    Pump::new(application, tunnel).carry(early, stop).await
+    Pump::new(application, tunnel, Patience::fresh()).carry(early, stop).await
+}
+
+/// Relays one connection that the dialler opens on the tunnel, as [`run`] does. [`Ended::Doubted`] leaves everything as it
+/// is: it goes on where it was, or on another tunnel, with what was said early.
+pub async fn open(
+    application: &mut Application,
+    tunnel: &mut Tunnel<Dialler>,
+    (_permit, patience): (&Permit, Patience),
+    early: Early,
+    stop: impl Future<Output = Stop>,
+) -> Outcome {
+    Pump::new(application, tunnel, patience).carry(early, stop).await
 }
 
 /// Relays one connection in the clear, from the application to the endpoint that was dialled for it. `stop` resolves if the

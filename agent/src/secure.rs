@@ -20,6 +20,6 @@ pub(crate) mod tests;
 pub use channel::{Channel, ChannelError, Ending, Received};
 pub use credentials::{Credentials, CredentialsError};
 pub use handshake::{HandshakeError, accept, connect};
-pub use liveness::has_vanished;
+pub use liveness::{Path, Watch, has_vanished};
 pub use trust::{Trust, TrustError};
 pub use verify::VerifyError;

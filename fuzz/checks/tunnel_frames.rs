@@ -5,8 +5,8 @@
 
 use agent_core::address::{ClientAddr, EndpointAddr};
 use agent_core::tunnel::{
-    Acceptor, AcceptorEvent, Body, ConnectionId, Dialler, DiallerEvent, Extensions, Frames, HEADER, MAX_PAYLOAD, Open,
-    RefuseReason, ResetReason,
+    Acceptor, AcceptorEvent, Body, ConnectionId, Dialler, DiallerEvent, Extensions, Frames, HEADER, InsteadOf,
+    MAX_PAYLOAD, Open, RefuseReason, ResetReason,
 };
 
 pub(crate) fn check(bytes: &[u8]) {
@@ -42,6 +42,12 @@ fn check_frames(record: &[u8]) {
         assert!(frame.encode(&mut again).is_ok());
         if let Body::Data(bytes) = frame.body {
             assert_eq!(bytes, &record[frames.position() - bytes.len()..frames.position()]);
+        }
+        if let Body::Open(open) = frame.body
+            && let Some(before) = open.instead_of()
+        {
+            let ours = InsteadOf::new(before);
+            assert!(ours.extensions().iter().all(|extension| open.extensions.iter().any(|found| found == extension)));
         }
         assert!(frames.position() >= read + HEADER);
         read = frames.position();

@@ -34,6 +34,11 @@ impl Cgroup {
         Self { path }
     }
 
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The file that a process writes itself into.
     fn entrance(&self) -> PathBuf {
         self.path.join("cgroup.procs")

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::instead::is_known;
 use super::open::{ConnectionId, Open};
 use super::reason::RefuseReason;
 use crate::address::{CAPTURE_PORT, ClientAddr, EndpointAddr, PeerAddr, TUNNEL_PORT};
@@ -31,7 +32,7 @@ pub fn bind_open(
     tunnel_peer: PeerAddr,
     open: &Open<'_>,
 ) -> Result<Bound, RefuseReason> {
-    if open.extensions.iter().any(|extension| extension.critical) {
+    if open.extensions.iter().any(|extension| extension.critical && !is_known(extension)) {
         return Err(RefuseReason::UnknownExtension);
     }
     // An address that is another pod's: its certificate and its place disagree.

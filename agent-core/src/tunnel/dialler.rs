@@ -1,7 +1,7 @@
 //! The end of a tunnel that opens connections.
 
 use super::frame::{Body, Frame, FrameType, Frames, HEADER, data_header, put_bare, put_reason};
-use super::open::Open;
+use super::open::{ConnectionId, Open};
 use super::reason::{RefuseReason, ResetReason};
 use super::{End, Incoming, Misuse, Outgoing, Violation};
 
@@ -10,6 +10,8 @@ use super::{End, Incoming, Misuse, Outgoing, Violation};
 pub struct Dialler {
     /// Of the last OPEN; 0 before the first.
     number: u32,
+    /// Of the last OPEN.
+    last: Option<ConnectionId>,
     /// The last number that may be opened.
     limit: u32,
     /// Nothing more is to be opened.
@@ -59,7 +61,8 @@ pub enum DiallerEvent<'r> {
 impl Dialler {
     /// A fresh tunnel, which may be used so many times; 0 is no limit.
     pub fn new(max_uses: u32) -> Self {
-        Self { number: 0, limit: if max_uses == 0 { u32::MAX } else { max_uses }, retired: false, state: State::Idle }
+        let limit = if max_uses == 0 { u32::MAX } else { max_uses };
+        Self { number: 0, last: None, limit, retired: false, state: State::Idle }
     }
 
     /// Opens a connection. Returns its number on this tunnel.
@@ -75,6 +78,7 @@ impl Dialler {
         let body = Body::Open(*open);
         Frame { number, body }.encode(out)?;
         self.number = number;
+        self.last = Some(open.id);
         self.state = State::Opening { early: false, outgoing: Outgoing::Flowing };
         Ok(number)
     }
@@ -211,6 +215,11 @@ impl Dialler {
     /// The number of the last OPEN; 0 before the first.
     pub fn number(&self) -> u32 {
         self.number
+    }
+
+    /// The connection of the last OPEN.
+    pub fn last(&self) -> Option<ConnectionId> {
+        self.last
     }
 
     fn take<'r>(&mut self, frame: Frame<'r>) -> Result<DiallerEvent<'r>, Violation> {

@@ -82,5 +82,7 @@ reasons!(
         Expired = 7 "expired",
         /// The agent failed, or lacks something that it needs.
         Agent = 8 "agent",
+        /// It was opened before on another tunnel, and may have been delivered there.
+        Delivered = 9 "delivered",
     }
 );

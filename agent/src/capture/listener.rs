@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use agent_common::{CAPTURE_PORT, SLOT_INBOUND, SLOT_OUTBOUND, SLOT_V6, TUNNEL_PORT};
+use agent_common::{CAPTURE_PORT, SLOT_INBOUND, SLOT_OUTBOUND, SLOT_V6, TUNNEL_PORT, Watch};
 use agent_core::address::{ClientAddr, OriginalDst, PeerAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -30,6 +30,8 @@ pub struct Captured {
     pub client: ClientAddr,
     /// Where it asked to go.
     pub original: OriginalDst,
+    /// How soon it wants to know that its peer is gone.
+    pub watch: Watch,
 }
 
 /// Why an accepted connection is not one that the kernel steered to us. It is reset.
@@ -161,7 +163,12 @@ impl Listener for OutboundListener {
             return Err(CaptureError::Unannounced);
         }
         let original = SocketAddr::new(ip(&flow.original.addr), flow.original.port);
-        Ok(Captured { socket, client: ClientAddr::new(client), original: OriginalDst::new(original) })
+        Ok(Captured {
+            socket,
+            client: ClientAddr::new(client),
+            original: OriginalDst::new(original),
+            watch: flow.watch,
+        })
     }
 }
 

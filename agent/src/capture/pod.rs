@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use agent_common::{
-    Addr, FLAG_FAIL_OPEN, FLAG_V6_RANGE, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED, STATE_KNOWN,
+    Addr, FLAG_FAIL_OPEN, FLAG_V4_PORTS, FLAG_V6_RANGE, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED,
+    STATE_KNOWN,
 };
 use agent_core::address::OriginalDst;
 use agent_core::directory::{Fail, Mode, Pod};
@@ -74,6 +75,8 @@ pub struct Attached {
     thread: AtomicU32,
     /// The IPv6 capture range is local in the namespace.
     pub(super) has_v6_range: bool,
+    /// So is the range for IPv4 sockets that are bound to a port alone.
+    has_v4_ports: bool,
     pub(super) namespace: Namespace,
     pub(super) ports: Ports,
     /// Where the pod's applications listen on a device only, and until when that is believed.
@@ -104,6 +107,7 @@ impl Attached {
             was_enrolled: known.was_enrolled,
             thread: AtomicU32::new(known.thread),
             has_v6_range: pod.addresses.iter().any(IpAddr::is_ipv6) && add_v6_range(pod, &namespace),
+            has_v4_ports: add_v4_ports(pod, &namespace),
             namespace,
             ports,
             on_device: Mutex::default(),
@@ -158,7 +162,9 @@ impl Attached {
             Fail::Closed => 0,
             Fail::Open => FLAG_FAIL_OPEN,
         };
-        let flags = fail | if self.has_v6_range { FLAG_V6_RANGE } else { 0 };
+        let v6_range = if self.has_v6_range { FLAG_V6_RANGE } else { 0 };
+        let v4_ports = if self.has_v4_ports { FLAG_V4_PORTS } else { 0 };
+        let flags = fail | v6_range | v4_ports;
         let value = Netns {
             state,
             mode,
@@ -185,9 +191,8 @@ impl Attached {
     }
 
     /// Leaves the pod's routes as they were. What the agent's connections still need of them ends with this.
-    pub(super) fn remove_v6_range(&self) {
-        let removed = if self.has_v6_range { self.namespace.inside(route::remove_v6_range) } else { Ok(()) };
-        if let Err(error) = removed {
+    pub(super) fn remove_ranges(&self) {
+        if let Err(error) = self.namespace.inside(route::remove_ranges) {
             warn!(pod = %self.uid, %error, "cannot take the capture range away");
         }
     }
@@ -204,6 +209,17 @@ impl Attached {
     pub(super) fn cookie(&self) -> u64 {
         self.namespace.cookie()
     }
+}
+
+/// Without the range such sockets work all the same, to one destination at a time from each port.
+fn add_v4_ports(pod: &Pod, namespace: &Namespace) -> bool {
+    let v4 = |ip: &IpAddr| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None };
+    let Some(source) = pod.addresses.iter().find_map(v4) else { return false };
+    let added = namespace.inside(|| route::add_v4_ports(source));
+    if let Err(error) = &added {
+        warn!(pod = %pod.uid, %error, "IPv4 sockets that are bound to a port alone reach one destination at a time");
+    }
+    added.is_ok()
 }
 
 /// Without the range IPv6 works all the same, but the pod's source ports run out for all destinations together.

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use agent_common::names;
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramType, SkLookup, SockOps};
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::EbpfLogger;
 use tokio::io::unix::AsyncFd;
@@ -42,13 +43,21 @@ pub(super) struct UnknownRule {
 
 /// Opens the pinned maps, or makes and pins them, and relocates the programs onto them. No program is loaded yet.
 pub(super) fn load(pins: &Pins, unknown: &UnknownRule) -> Result<Ebpf, StartError> {
+    let multipath = u32::from(has_multipath());
     let mut loader = loader(pins);
     loader
+        .override_global(names::HAS_MULTIPATH, &multipath, true)
         .override_global(names::PODS_CGROUP, &unknown.cgroup, true)
         .override_global(names::PODS_LEVEL, &unknown.level, true)
         .override_global(names::NODE_COOKIE, &unknown.node, true)
         .override_global(names::ALLOW_UNKNOWN, &unknown.allow, true);
     loader.load(OBJECT).map_err(StartError::Object)
+}
+
+/// Whether a multipath socket can be told by its subflow. Without that its `getpeername` shows nobody.
+fn has_multipath() -> bool {
+    let helper = BpfHelper::BPF_FUNC_skc_to_mptcp_sock;
+    is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false)
 }
 
 // What `AYA_LOG_LEVEL` can be; with `OFF` the verifier drops every log statement from the programs.

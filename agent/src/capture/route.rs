@@ -1,15 +1,17 @@
-//! The IPv6 capture range, made local to a pod's namespace: one route, as 127.0.0.0/8 has one for IPv4 (Linux: "AnyIP").
+//! Ranges that captured connections go to, made local to a pod's namespace: one route for each, as 127.0.0.0/8 has one (Linux:
+//! "AnyIP").
 
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use agent_common::CAPTURE_NET6;
+use agent_common::{CAPTURE_NET6, PORTS_MASK, PORTS_NET};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::libc;
 use nix::net::if_::if_nametoindex;
 
 use super::netlink::ask;
@@ -24,25 +26,48 @@ pub(super) fn add_v6_range() -> io::Result<()> {
     ask(NETLINK_ROUTE, RouteNetlinkMessage::NewRoute(range()?), flags, drop)
 }
 
-/// Takes the range away again, in the namespace that the calling thread is in.
-pub(super) fn remove_v6_range() -> io::Result<()> {
-    ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRoute(range()?), NLM_F_ACK, drop)
+/// Makes the range for bound ports local in the namespace that the calling thread is in: what goes there comes from `source`.
+pub(super) fn add_v4_ports(source: Ipv4Addr) -> io::Result<()> {
+    let mut route = ports()?;
+    route.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
+    ask(NETLINK_ROUTE, RouteNetlinkMessage::NewRoute(route), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, drop)
+}
+
+/// Takes the ranges away again, in the namespace that the calling thread is in; says what became of the last that was there.
+pub(super) fn remove_ranges() -> io::Result<()> {
+    // Not there: it could not be made, or the pod has no address of that family.
+    let absent = |error: &io::Error| error.raw_os_error() == Some(libc::ESRCH);
+    [range()?, ports()?].into_iter().try_for_each(|route| {
+        let removed = ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRoute(route), NLM_F_ACK, drop);
+        removed.or_else(|error| if absent(&error) { Ok(()) } else { Err(error) })
+    })
+}
+
+fn ports() -> io::Result<RouteMessage> {
+    let prefix = Ipv4Addr::from(u32::from_be(PORTS_NET));
+    let length = PORTS_MASK.count_ones();
+    let length = u8::try_from(length).map_err(io::Error::other)?;
+    local(AddressFamily::Inet, length, RouteScope::Host, RouteAddress::Inet(prefix))
 }
 
 fn range() -> io::Result<RouteMessage> {
     let [high, low] = CAPTURE_NET6.map(|word| u128::from(u32::from_be(word)));
     let prefix = Ipv6Addr::from(high << 96 | low << 64);
+    local(AddressFamily::Inet6, PREFIX, RouteScope::Universe, RouteAddress::Inet6(prefix))
+}
+
+fn local(family: AddressFamily, length: u8, scope: RouteScope, prefix: RouteAddress) -> io::Result<RouteMessage> {
     let loopback = if_nametoindex("lo")?;
     let mut route = RouteMessage::default();
     route.header = RouteHeader {
-        address_family: AddressFamily::Inet6,
-        destination_prefix_length: PREFIX,
+        address_family: family,
+        destination_prefix_length: length,
         table: LOCAL_TABLE,
         protocol: RouteProtocol::Static,
-        scope: RouteScope::Universe,
+        scope,
         kind: RouteType::Local,
         ..RouteHeader::default()
     };
-    route.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet6(prefix)), RouteAttribute::Oif(loopback)];
+    route.attributes = vec![RouteAttribute::Destination(prefix), RouteAttribute::Oif(loopback)];
     Ok(route)
 }

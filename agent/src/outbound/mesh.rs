@@ -3,23 +3,60 @@
 use std::rc::Weak;
 use std::sync::Arc;
 
-use agent_core::address::EndpointAddr;
 use agent_core::directory::{Directory, Pod};
+use agent_core::identity::PodUid;
 use agent_core::outcome::{Blame, Close};
 use agent_core::policy::{Permit, authorize_outbound};
 use agent_core::route::MeshRoute;
-use agent_core::tunnel::{Dialler, Extensions, Open};
+use agent_core::tunnel::{ConnectionId, Dialler, Extensions, Open};
 use tokio::time::timeout;
 
+use super::doubt::Former;
 use super::{Attempt, Flow, Limit, Outbound};
 use crate::capture::Attached;
 use crate::failure::Failure;
-use crate::relay::{self, Early, Ended, PoolKey, Tunnel};
+use crate::plane::Plane;
+use crate::relay::{self, Early, Ended, Outcome, Patience, PoolKey, Stop, Tunnel};
 use crate::report::Record;
-use crate::secure::{self, Credentials};
+use crate::secure::{self, Credentials, Watch};
 
 /// How often one connection may be opened again because its tunnel was being retired.
 const TUNNELS: usize = 4;
+
+/// Where the connection goes, and under what.
+pub(super) struct Way<'a> {
+    pub(super) route: &'a MeshRoute,
+    pub(super) permit: &'a Permit,
+    pub(super) credentials: &'a Arc<Credentials>,
+    pub(super) limit: Limit,
+}
+
+/// A tunnel that a connection takes, or tries to.
+pub(super) struct Leg {
+    pub(super) key: PoolKey,
+    pub(super) tunnel: Tunnel<Dialler>,
+    pub(super) patience: Patience,
+    /// The connection that the tunnel carried before.
+    pub(super) before: Option<ConnectionId>,
+}
+
+impl Leg {
+    fn new((key, tunnel): (PoolKey, Tunnel<Dialler>)) -> Self {
+        let before = tunnel.machine.last();
+        let patience = if before.is_some() { Patience::used(&tunnel.channel) } else { Patience::fresh() };
+        Self { key, tunnel, patience, before }
+    }
+}
+
+impl Way<'_> {
+    /// Resolves when the connection must end.
+    pub(super) async fn stop(&self, plane: &Plane, uid: &PodUid) -> Stop {
+        let permitted = |directory: &Directory| {
+            directory.by_uid(uid).is_some() && authorize_outbound(directory, uid, self.route).is_ok()
+        };
+        plane.stop(uid, permitted).await
+    }
+}
 
 impl Flow<'_> {
     /// Carries the connection to the pod, under the permit.
@@ -30,30 +67,34 @@ impl Flow<'_> {
         mut early: Early,
         record: &mut Record,
     ) -> Attempt {
-        let (plane, uid) = (&self.outbound.plane, self.pod.uid());
-        let Some(credentials) = plane.certificates.borrow().get(uid).cloned() else {
+        let Some(credentials) = self.outbound.plane.certificates.borrow().get(self.pod.uid()).cloned() else {
             return Attempt::over(Err(Failure::no_certificate()));
         };
-        let permitted = |directory: &Directory| {
-            directory.by_uid(uid).is_some() && authorize_outbound(directory, uid, route).is_ok()
-        };
+        let way = Way { route, permit, credentials: &credentials, limit };
+        let mut former: Option<Former> = None;
         for attempt in 0..TUNNELS {
-            let pooled = attempt == 0;
-            let (key, mut tunnel) = match self.outbound.reach((self.pod, route), &credentials, pooled, limit).await {
-                Ok(tunnel) => tunnel,
+            let mut leg = match self.outbound.reach(self.pod, &way, attempt == 0).await {
+                Ok(found) => Leg::new(found),
                 Err(failure) => return Attempt::unreached(failure, early),
             };
-            describe(record, route, &tunnel);
-            let (machine, frames) = tunnel.frames();
-            match machine.open(&self.open(route.destination, record), frames) {
-                Ok(number) => record.tunnel_use(number),
-                Err(misuse) => return Attempt::over(Err(Failure::bug(misuse))),
+            if let Err(failure) = self.open(&way, &mut leg, former.as_ref(), record) {
+                return Attempt::over(Err(failure));
             }
-            let stop = plane.stop(uid, permitted);
-            let outcome = relay::run(&mut self.application, &mut tunnel, permit, early, stop).await;
-            (record.sent, record.received) = (outcome.from_application, outcome.to_application);
-            self.outbound.put_back(key, tunnel, &outcome.ended);
-            if outcome.ended != Ended::Repeat {
+            let mut outcome = self.relay(&way, &mut leg, early, record).await;
+            if outcome.ended == Ended::Doubted {
+                // Seldom, and large: not a part of every connection's memory.
+                match Box::pin(self.doubt(&way, leg, outcome.early, &mut former, record)).await {
+                    Ok((next, kept)) => {
+                        leg = next;
+                        outcome = self.relay(&way, &mut leg, kept, record).await;
+                    }
+                    Err(attempt) => return attempt,
+                }
+            }
+            self.outbound.put_back(leg.key, leg.tunnel, &outcome.ended);
+            if former.as_ref().is_some_and(|former| former.is_no_matter(&outcome.ended)) {
+                former = None;
+            } else if outcome.ended != Ended::Repeat {
                 return Attempt::of(outcome);
             }
             early = outcome.early;
@@ -62,8 +103,29 @@ impl Flow<'_> {
         Attempt::unreached(retired, early)
     }
 
-    fn open(&self, destination: EndpointAddr, record: &Record) -> Open<'static> {
-        Open { destination, client: self.client, id: record.id(), extensions: Extensions::NONE }
+    /// Asks the far end to serve the connection: the OPEN leaves with the relay's first step.
+    pub(super) fn open(
+        &self,
+        way: &Way<'_>,
+        leg: &mut Leg,
+        former: Option<&Former>,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        describe(record, way.route, &leg.tunnel);
+        let extensions = former.map_or(Extensions::NONE, Former::extensions);
+        let open = Open { destination: way.route.destination, client: self.client, id: record.id(), extensions };
+        let (machine, frames) = leg.tunnel.frames();
+        record.tunnel_use(machine.open(&open, frames).map_err(Failure::bug)?);
+        Ok(())
+    }
+
+    async fn relay(&mut self, way: &Way<'_>, leg: &mut Leg, early: Early, record: &mut Record) -> Outcome {
+        let stop = way.stop(&self.outbound.plane, self.pod.uid());
+        leg.tunnel.channel.watch(self.watch);
+        let outcome =
+            relay::open(&mut self.application, &mut leg.tunnel, (way.permit, leg.patience), early, stop).await;
+        (record.sent, record.received) = (outcome.from_application, outcome.to_application);
+        outcome
     }
 }
 
@@ -75,29 +137,28 @@ fn describe(record: &mut Record, route: &MeshRoute, tunnel: &Tunnel<Dialler>) {
 
 impl Outbound {
     /// A tunnel to the peer, within this attempt's time.
-    async fn reach(
+    pub(super) async fn reach(
         &self,
-        (pod, route): (&Arc<Attached>, &MeshRoute),
-        credentials: &Arc<Credentials>,
+        pod: &Arc<Attached>,
+        way: &Way<'_>,
         pooled: bool,
-        limit: Limit,
     ) -> Result<(PoolKey, Tunnel<Dialler>), Failure> {
-        let tunnel = self.tunnel((pod, route), credentials, pooled, limit);
-        if !limit.more {
+        let tunnel = self.tunnel(pod, way, pooled);
+        let Limit { each, more } = way.limit;
+        if !more {
             return tunnel.await;
         }
-        timeout(limit.each, tunnel).await.unwrap_or_else(|_| {
-            Err(Failure::new(Close::TimedOut, Blame::Network, format!("no tunnel within {:?}", limit.each)))
+        timeout(each, tunnel).await.unwrap_or_else(|_| {
+            Err(Failure::new(Close::TimedOut, Blame::Network, format!("no tunnel within {each:?}")))
         })
     }
 
     /// An idle tunnel to the peer, or a new one. Its far end has proved to be that very pod.
     async fn tunnel(
         &self,
-        (pod, route): (&Arc<Attached>, &MeshRoute),
-        credentials: &Arc<Credentials>,
+        pod: &Arc<Attached>,
+        &Way { route, credentials, limit, .. }: &Way<'_>,
         pooled: bool,
-        limit: Limit,
     ) -> Result<(PoolKey, Tunnel<Dialler>), Failure> {
         let trust = self.plane.trust();
         let key = PoolKey {
@@ -118,7 +179,8 @@ impl Outbound {
     }
 
     /// Keeps a tunnel that can have another connection; resets any other.
-    fn put_back(&self, key: PoolKey, tunnel: Tunnel<Dialler>, ended: &Ended) {
+    fn put_back(&self, key: PoolKey, mut tunnel: Tunnel<Dialler>, ended: &Ended) {
+        tunnel.channel.watch(Watch::OURS);
         let settled = matches!(ended, Ended::Finished | Ended::Refused(_));
         if settled && tunnel.machine.is_idle() && !self.plane.drain.is_requested() {
             self.pool.put(key, tunnel);

@@ -138,6 +138,12 @@ impl Application {
         }
     }
 
+    /// Waits until its socket has failed, while it is not read; the failure is left to be told.
+    pub(crate) async fn has_failed(&self) {
+        // A failure to wait shows in what is done next.
+        let _ = self.ready(Interest::ERROR).await;
+    }
+
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         self.socket.ready(interest).await
     }

@@ -15,6 +15,8 @@ pub enum Stop {
     CertificateGone,
     /// A drain reached its deadline.
     Drained,
+    /// The far end has given its tunnel up, and opened it again on another.
+    GivenUp,
 }
 
 /// Why a connection ended.
@@ -40,6 +42,10 @@ pub enum Ended {
     Violation(Violation),
     /// The far end did not answer in time.
     NoAnswer,
+    /// It has not answered yet, on a tunnel that was used before: the tunnel may be dead.
+    Doubted,
+    /// It was opened before on another tunnel, and may have been delivered there.
+    Delivered,
     /// See [`Stop`].
     Stopped(Stop),
     /// A defect of ours.
@@ -65,6 +71,7 @@ impl Ended {
             Self::Stopped(Stop::Revoked) => Some(ResetReason::Revoked),
             Self::Stopped(Stop::CertificateGone) => Some(ResetReason::Expired),
             Self::Stopped(Stop::Drained) => Some(ResetReason::Drained),
+            Self::Delivered => Some(ResetReason::Delivered),
             Self::Bug(_) => Some(ResetReason::Agent),
             Self::Finished
             | Self::Refused(_)
@@ -72,6 +79,8 @@ impl Ended {
             | Self::Endpoint(_)
             | Self::ResetByPeer(_)
             | Self::TunnelLost
+            | Self::Doubted
+            | Self::Stopped(Stop::GivenUp)
             | Self::Channel(_) => None,
         }
     }
@@ -81,7 +90,7 @@ impl PartialEq for Ended {
     /// Only the variants without a cause compare equal.
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Finished, Self::Finished) | (Self::Repeat, Self::Repeat) => true,
+            (Self::Finished, Self::Finished) | (Self::Repeat, Self::Repeat) | (Self::Doubted, Self::Doubted) => true,
             (Self::Stopped(a), Self::Stopped(b)) => a == b,
             _ => false,
         }

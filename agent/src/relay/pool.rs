@@ -91,6 +91,11 @@ impl Pool {
         self.idle.borrow_mut().retain(|key, _| usable(key));
     }
 
+    /// Drops all tunnels of a key.
+    pub fn forget(&self, key: &PoolKey) {
+        self.idle.borrow_mut().remove(key);
+    }
+
     fn sweep(&self) {
         self.idle.borrow_mut().retain(|_, tunnels| {
             tunnels.retain_mut(|idle| idle.since.elapsed() < self.longest && idle.is_good());

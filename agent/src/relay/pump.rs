@@ -10,11 +10,9 @@ use agent_core::tunnel::{End, Frames, MAX_PAYLOAD};
 use tokio::io::Interest;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Application, Early, Ended, Event, Machine, Outcome, Stop, Tunnel};
+use super::{Application, Early, Ended, Event, Machine, Outcome, Patience, Stop, Tunnel};
 use crate::secure::{ChannelError, Received};
 
-/// How long the far end may take to answer an OPEN: its own dial has 10 s.
-const OPENING: Duration = Duration::from_secs(15);
 /// How often a connection looks whether its peer's host still acknowledges.
 pub(super) const LOOK: Duration = Duration::from_secs(15);
 /// Sealed bytes that may wait for a slow tunnel before the application is not read any more.
@@ -38,6 +36,7 @@ pub(super) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
 pub(super) struct Pump<'a, M> {
     application: &'a mut Application,
     tunnel: &'a mut Tunnel<M>,
+    patience: Patience,
     /// Kept until the far end has answered.
     early: Early,
     opened: bool,
@@ -50,11 +49,12 @@ pub(super) struct Pump<'a, M> {
 }
 
 impl<'a, M: Machine> Pump<'a, M> {
-    pub(super) fn new(application: &'a mut Application, tunnel: &'a mut Tunnel<M>) -> Self {
+    pub(super) fn new(application: &'a mut Application, tunnel: &'a mut Tunnel<M>, patience: Patience) -> Self {
         let opened = tunnel.machine.is_open();
         Self {
             application,
             tunnel,
+            patience,
             early: Early::default(),
             opened,
             peer_finished: false,
@@ -96,6 +96,10 @@ impl<'a, M: Machine> Pump<'a, M> {
         if M::DIALS {
             // First kept, then sent: whatever becomes of this tunnel, the next one must say it too.
             self.early = early;
+            if self.patience.is_sent {
+                self.from_application = self.early.data.len() as u64;
+                return Ok(());
+            }
             let Early { data, finished } = self.early.clone();
             if !data.is_empty() {
                 self.seal_data(&data)?;
@@ -111,7 +115,7 @@ impl<'a, M: Machine> Pump<'a, M> {
     }
 
     async fn drive(&mut self, mut stop: Pin<&mut impl Future<Output = Stop>>) -> Ended {
-        let mut deadline = pin!(sleep_until(Instant::now() + OPENING));
+        let mut deadline = pin!(sleep_until(self.next_look()));
         let mut rounds = 0;
         loop {
             let moved = match self.step() {
@@ -134,17 +138,21 @@ impl<'a, M: Machine> Pump<'a, M> {
                     if let Some(ended) = self.look() {
                         return ended;
                     }
-                    deadline.as_mut().reset(Instant::now() + LOOK);
+                    deadline.as_mut().reset(self.next_look());
                 }
                 () = wait => {}
             }
         }
     }
 
+    fn next_look(&self) -> Instant {
+        if self.opened { Instant::now() + self.tunnel.channel.look_every(LOOK) } else { self.patience.next_look() }
+    }
+
     /// What only time tells: that no answer comes, or no acknowledgement.
-    fn look(&self) -> Option<Ended> {
+    fn look(&mut self) -> Option<Ended> {
         if !self.opened {
-            return Some(Ended::NoAnswer);
+            return self.patience.look(&self.tunnel.channel);
         }
         let vanished = !self.tunnel_over && self.tunnel.channel.has_vanished();
         vanished.then(|| Ended::channel(ChannelError::Vanished))

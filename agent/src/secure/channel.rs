@@ -4,12 +4,14 @@
 //! idle channel holds no buffer.
 
 use std::io;
+use std::time::Duration;
 
 use agent_core::outcome::Blame;
 use agent_core::policy::VerifiedPeer;
 use thiserror::Error;
 use tokio::io::{Interest, Ready};
 
+use super::liveness::{Path, Watch};
 use super::wire::Wire;
 
 /// Why a channel failed. It is of no more use.
@@ -154,6 +156,21 @@ impl Channel {
     /// Whether the peer's host owes us acknowledgements for longer than a living one would. To be asked now and then.
     pub fn has_vanished(&self) -> bool {
         self.wire.has_vanished()
+    }
+
+    /// Watches over the peer's host as the current connection wants it; until the next call.
+    pub fn watch(&mut self, watch: Watch) {
+        self.wire.watch(watch);
+    }
+
+    /// How often to ask [`Self::has_vanished`], at the most every `usual`.
+    pub fn look_every(&self, usual: Duration) -> Duration {
+        self.wire.look_every(usual)
+    }
+
+    /// What the kernel has seen of the path to the peer's host.
+    pub fn path(&self) -> Option<Path> {
+        self.wire.path()
     }
 
     /// Whether the socket has reported a failure since this was last asked. What arrived before can still be received.

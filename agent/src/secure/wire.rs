@@ -4,12 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, Read as _};
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
 use super::channel::{ChannelError, Ending};
-use super::liveness;
+use super::liveness::{self, Owed, Watch};
 use super::session::{Records, Session, Stand, Work};
 
 /// Ciphertext read at once: four records.
@@ -24,9 +24,6 @@ const MOST_BACKLOG: usize = 1024 * 1024;
 const MOST_LENT: usize = 256 * 1024;
 /// The longest plaintext of a record (RFC 8446 §5.1).
 const MOST_PLAIN: usize = 16 * 1024;
-/// An agent that has vanished is noticed within a minute while nothing is under way.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
 
 thread_local! {
     // Idle connections hold no buffer: ciphertext is read into this one, and what is left of it leaves it at once.
@@ -55,6 +52,8 @@ pub(super) struct Wire {
     over: Option<Result<Ending, ChannelError>>,
     /// Why writing has failed. The kernel tells a failure once, and shows an end of stream afterwards.
     broken: Option<io::ErrorKind>,
+    watch: Watch,
+    owed: Cell<Option<Owed>>,
 }
 
 impl Wire {
@@ -63,7 +62,7 @@ impl Wire {
         let options = SockRef::from(&socket);
         options.set_linger(Some(Duration::ZERO))?;
         options.set_tcp_nodelay(true)?;
-        options.set_tcp_keepalive(&KEEPALIVE)?;
+        options.set_tcp_keepalive(&Watch::OURS.keepalive())?;
         Ok(Self {
             socket,
             session,
@@ -75,6 +74,8 @@ impl Wire {
             silent: 0,
             over: None,
             broken: None,
+            watch: Watch::OURS,
+            owed: Cell::new(None),
         })
     }
 
@@ -194,7 +195,27 @@ impl Wire {
 
     /// Whether the peer owes us acknowledgements for longer than a living one would.
     pub(super) fn has_vanished(&self) -> bool {
-        liveness::has_vanished(&self.socket)
+        liveness::has_vanished(&self.socket) || Owed::is_too_old(&self.owed, &self.socket, &self.watch)
+    }
+
+    /// Watches over the peer's host as the current connection wants it.
+    pub(super) fn watch(&mut self, watch: Watch) {
+        if watch != self.watch {
+            // A failure means that the socket is dead already, which is soon found.
+            let _ = SockRef::from(&self.socket).set_tcp_keepalive(&watch.keepalive());
+            self.watch = watch;
+        }
+        self.owed.set(None);
+    }
+
+    /// How often to ask whether the peer has vanished, at the most every `usual`.
+    pub(super) fn look_every(&self, usual: Duration) -> Duration {
+        self.watch.every(usual)
+    }
+
+    /// What the kernel has seen of the path.
+    pub(super) fn path(&self) -> Option<liveness::Path> {
+        liveness::path(&self.socket)
     }
 
     /// Lets TLS go on without new bytes: to begin the handshake, or to seal.

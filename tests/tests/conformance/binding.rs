@@ -34,6 +34,7 @@ fn every_way_to_bind_before_a_connect() {
             one_port_again_and_again,
             the_port_of_an_own_listener,
         ],
+        // Over IPv6 the kernel waits two minutes for an answer that its own node drops; captured, it is refused at once.
         patterns![bound_to_loopback, mapped_address_and_port, mapped_port_and_no_address],
         DEVIATIONS,
     );

@@ -2,8 +2,8 @@
 
 use agent_tests::Deviation;
 
-/// All of them: those that are meant, and those that are to be mended (#4).
-pub(crate) const DEVIATIONS: &[&[Deviation]] = &[DECLARED, FAULTS];
+/// All of them.
+pub(crate) const DEVIATIONS: &[&[Deviation]] = &[DECLARED];
 
 const ANSWERS_LATER: &str = "a captured connect succeeds before the far end has answered; its refusal is a reset";
 const CONNECTED_BEFORE: &str =
@@ -48,43 +48,4 @@ const DECLARED: &[Deviation] = &[
 
 const fn refused(pattern: &'static str) -> Deviation {
     Deviation { pattern, note: ["connect, then read", "ECONNREFUSED", "ECONNRESET"], why: ANSWERS_LATER }
-}
-
-const MULTIPATH: &str =
-    "the hook keeps the destination in the subflow's storage, getpeername asks for the multipath socket's";
-const ONE_TARGET: &str =
-    "all sockets with a port and no address go to one address and port: their 4-tuples are the same";
-/// What is to be mended in the kernel programs or in `capture`.
-const FAULTS: &[Deviation] = &[
-    Deviation {
-        pattern: "bound_to_loopback",
-        note: ["connect, then read", "EINVAL", "ECONNRESET"],
-        why: "a socket that is bound to 127/8 is captured, and its OPEN is refused: the hook could refuse it",
-    },
-    Deviation {
-        pattern: "v4_mapped_from_a_v6_only_socket",
-        note: ["connect", "ENETUNREACH", "ECONNREFUSED"],
-        why: "the hook tries to bind a socket that takes no IPv4 address, and refuses; it could leave it alone",
-    },
-    multipath_peer("multipath over IPv4", "\"0.0.0.0\""),
-    multipath_peer("multipath over IPv6", "\"::\""),
-    multipath_port("multipath"),
-    multipath_peer("multipath_at_both_ends over IPv4", "\"0.0.0.0\""),
-    multipath_peer("multipath_at_both_ends over IPv6", "\"::\""),
-    multipath_port("multipath_at_both_ends"),
-    one_target(),
-    one_target(),
-];
-
-const fn multipath_peer(pattern: &'static str, shown: &'static str) -> Deviation {
-    Deviation { pattern, note: ["client's peer", "\"web\"", shown], why: MULTIPATH }
-}
-
-const fn multipath_port(pattern: &'static str) -> Deviation {
-    Deviation { pattern, note: ["the client's peer has the server's port", "true", "false"], why: MULTIPATH }
-}
-
-const fn one_target() -> Deviation {
-    let note = ["accepted", "Ok((\"client\", true))", "Err(\"EADDRNOTAVAIL\")"];
-    Deviation { pattern: "one_port_without_address_to_many_destinations over IPv4", note, why: ONE_TARGET }
 }

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use agent_common::{Addr, Endpoint, Flow, FlowKey, MAX_PODS, Mesh as Destination, NO_POD, Netns, STATE_KNOWN};
+use agent_common::{Addr, Endpoint, Flow, FlowKey, MAX_PODS, Mesh as Destination, NO_POD, Netns, STATE_KNOWN, Watch};
 use agent_tests::traffic::{self, Server};
 use agent_tests::{Capture, Mesh, Pod, Side, wait};
 use aya::Pod as Plain;
@@ -82,7 +82,8 @@ fn connections_on_their_way_to_the_agent() {
     exchange(&mut open);
     let mut flows: Table<FlowKey, Flow> = table(&mesh, Side::A, "FLOWS");
     let original = Endpoint { addr: nobody(0), port: 1, pad: [0; 6] };
-    let keys = fill(&mut flows, connection, |_| Flow { cookie: u64::MAX, original });
+    let watch = Watch { user_timeout: 0, idle: 0, interval: 0, probes: 0 };
+    let keys = fill(&mut flows, connection, |_| Flow { cookie: u64::MAX, original, watch });
     let mut wire = Capture::on(&client.namespace, "eth0");
     for _ in 0..3 {
         let refused = client.namespace.within(|| TcpStream::connect(web.at(80))).unwrap_err();

@@ -217,12 +217,15 @@ fn a_pod_that_is_let_go_has_its_routes_as_before() {
     let (mut mesh, client, web) = pair();
     let routes =
         |pod: &Pod| pod.namespace.within(|| std::fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap());
-    let range = "fd6d616e746c65000000000000000000";
-    assert!(routes(&client).contains(range) && routes(&web).contains(range));
+    let routes4 =
+        |pod: &Pod| pod.namespace.within(|| std::fs::read_to_string("/proc/thread-self/net/fib_trie").unwrap());
+    let here =
+        |pod: &Pod| [routes(pod).contains("fd6d616e746c65000000000000000000"), routes4(pod).contains("0.109.0.0")];
+    assert_eq!((here(&client), here(&web)), ([true; 2], [true; 2]));
     mesh.withdraw(&[&client]);
-    assert!(!routes(&client).contains(range), "un-enrolled");
+    assert_eq!(here(&client), [false; 2], "un-enrolled");
     assert!(mesh.agent(Side::B).stop().success());
-    assert!(routes(&web).contains(range), "a stopped agent leaves everything as it is");
+    assert_eq!(here(&web), [true; 2], "a stopped agent leaves everything as it is");
     assert!(mesh.agents[1].run(&["cleanup"]).status.success());
-    assert!(!routes(&web).contains(range), "cleaned up");
+    assert_eq!(here(&web), [false; 2], "cleaned up");
 }

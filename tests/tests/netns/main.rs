@@ -3,6 +3,7 @@
 //! Every test has a world of its own. Nothing is timed; a wait ends when what it waits for is there.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 
+mod black_hole;
 mod bound_open;
 mod ca_gone;
 mod capture;
@@ -21,7 +22,9 @@ mod identity;
 mod ipv6;
 mod killed;
 mod load;
+mod loops;
 mod non_mesh;
+mod other_hooks;
 mod out_of_reach;
 mod peer_addresses;
 mod plaintext_ports;

@@ -96,6 +96,32 @@ fn every_frontend_leads_to_the_pod_and_the_client_sees_the_frontend() {
 }
 
 #[test]
+fn a_frontend_of_ipv6_leads_to_the_pods_ipv6_address() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    mesh.dual_stack(&[&client, &web]);
+    let frontend: SocketAddr = "[fd96::10]:80".parse().unwrap();
+    let service = Service::new("web").at(cluster_ip(), 8080).at(frontend, 8081).with(&web);
+    mesh.change(|directory| directory.services.push(service));
+    let (tell, told) = mpsc::channel();
+    let _server = Server::start(&web, "[::]:8081".parse().unwrap(), move |stream, accepted| {
+        tell.send((accepted, stream.local_addr().unwrap())).unwrap();
+        traffic::echo(stream);
+    });
+    let mut stream = traffic::connect(&client, frontend).unwrap();
+    let own = stream.local_addr().unwrap();
+    assert_eq!((stream.peer_addr().unwrap(), own.ip()), (frontend, IpAddr::from(client.address6)));
+    exchange(&mut stream);
+    drop(stream);
+    assert_eq!(told.recv().unwrap(), (own, web.at6(8081)), "what the server sees");
+    let record = mesh.agents[0].records.of_client(own);
+    record.names("destination", &web);
+    assert_eq!(record.text("/destination/address"), web.at6(8081).to_string());
+    assert_eq!(record.text("/service/frontend"), frontend.to_string());
+    assert!(record.lacks("/plain"));
+}
+
+#[test]
 fn what_the_service_does_not_list_is_not_touched_nor_is_a_service_outside_the_mesh() {
     let mut mesh = Mesh::start();
     let (client, web) = (mesh.pod("client", Side::A), mesh.world.pod("web", Side::B));

@@ -1,11 +1,12 @@
 //! Silence: a reader that pauses is no dead peer, a peer that is gone is.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_tests::traffic::{self, Pattern, Server};
 use agent_tests::{Mesh, Side};
+use socket2::{Domain, Socket, TcpKeepalive, Type};
 
 const LENGTH: usize = 32 << 20;
 
@@ -27,6 +28,43 @@ fn a_reader_that_pauses_for_more_than_a_minute_loses_nothing() {
     stream.read_exact(&mut found).unwrap();
     assert!(found == expected[8..], "the bytes differ");
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+/// Its own TCP ends at the agent and would never see the peer go.
+#[test]
+fn an_application_that_asks_to_know_early_that_its_peer_is_gone_knows_early() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    let connect = |prepare: &(dyn Fn(&Socket) + Sync)| {
+        let socket = client.namespace.within(|| Socket::new(Domain::IPV4, Type::STREAM, None)).unwrap();
+        prepare(&socket);
+        socket.connect(&web.at(80).into()).unwrap();
+        let mut stream = traffic::patient(socket.into()).unwrap();
+        stream.write_all(b"ping").unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+        stream
+    };
+    let (asked, probes) = (Duration::from_secs(3), TcpKeepalive::new().with_time(Duration::from_secs(1)));
+    let mut sends = connect(&|socket| socket.set_tcp_user_timeout(Some(asked)).unwrap());
+    let probes = probes.with_interval(Duration::from_secs(1)).with_retries(2);
+    let mut waits = connect(&|socket| socket.set_tcp_keepalive(&probes).unwrap());
+    let mut asks_nothing = connect(&|_| {});
+    // While the peer is there, none of this ends anything.
+    thread::sleep(2 * asked);
+    for stream in [&mut sends, &mut waits, &mut asks_nothing] {
+        stream.write_all(b"ping").unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+    }
+    mesh.world.node(Side::B).namespace.ip("link set wire down");
+    let gone = Instant::now();
+    sends.write_all(b"is anybody there?").unwrap();
+    traffic::expect_reset(&mut sends);
+    traffic::expect_reset(&mut waits);
+    assert!(gone.elapsed() < Duration::from_secs(40), "{:?}", gone.elapsed());
+    asks_nothing.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    let waiting = asks_nothing.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(waiting, Err(ErrorKind::WouldBlock), "who has asked for nothing has more patience");
 }
 
 #[test]
