@@ -26,6 +26,7 @@ mod plaintext_ports;
 mod probes;
 mod reboot;
 mod refused_before;
+mod replaced;
 mod reset;
 mod restart;
 mod reuse;
