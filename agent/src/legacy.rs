@@ -5,6 +5,7 @@
 //! come), and every ten seconds while there is something to tell or the directory has changed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use memory::Memory;
 
 /// Recycling goes on once in this time.
 const PACE: Duration = Duration::from_secs(1);
+/// What the kernel would not tell or do is tried again after this.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// What becomes of older connections.
 #[derive(Clone, Debug)]
@@ -44,6 +47,13 @@ pub struct Subject<'a> {
     pub attached: &'a Arc<Attached>,
     /// Its connections are captured and carried.
     pub serves: bool,
+}
+
+/// What came of ending connections.
+struct Ended {
+    count: usize,
+    /// The kernel has refused none.
+    whole: bool,
 }
 
 /// Why pods are looked at.
@@ -75,6 +85,8 @@ struct Watched {
     attached: Arc<Attached>,
     /// It was published while nobody captured it, and has not been looked at since.
     window: bool,
+    /// The kernel has been asked at least once.
+    is_known: bool,
     grace: Option<Grace>,
     found: Vec<(OpenConnection, Legacy)>,
     /// Looked at only while the pod is being released.
@@ -129,8 +141,13 @@ impl Watch {
                 || watched.begins(subject.pod, now)
                 || (left > 0 && watched.recyclable(&subject).next().is_some())
             {
-                watched.scan(directory, subject.pod);
-                left -= self.end_due(&subject, &mut watched, now, left);
+                match watched.scan(directory, subject.pod) {
+                    Ok(()) => left -= self.end_due(&subject, &mut watched, now, left),
+                    Err(error) => {
+                        warn!(pod = %subject.pod.uid, %error, "cannot list its connections");
+                        watched.postpone(now);
+                    }
+                }
             }
             waiting |= self.config.recycle.is_some() && watched.recyclable(&subject).next().is_some();
             self.pods.insert(subject.pod.uid.clone(), watched);
@@ -150,7 +167,8 @@ impl Watch {
 
     /// What there is to tell of each pod, by its UID.
     pub fn status(&self) -> BTreeMap<String, PodConnections> {
-        self.pods.iter().map(|(uid, watched)| (uid.to_string(), watched.status())).collect()
+        let can_end = self.powerless.is_none();
+        self.pods.iter().map(|(uid, watched)| (uid.to_string(), watched.status(can_end))).collect()
     }
 
     /// What does not work as it should.
@@ -176,6 +194,7 @@ impl Watch {
             window: !attached.was_known()
                 && self.memory.has_served(&pod.uid)
                 && (pod.serving || pod.mode == Mode::Strict),
+            is_known: false,
             grace: None,
             found: Vec::new(),
             captured: None,
@@ -206,14 +225,14 @@ impl Watch {
     /// Ends what has to end now, and of the rest as many as may be recycled; returns how many those were.
     fn end_due(&self, subject: &Subject<'_>, watched: &mut Watched, now: Instant, budget: usize) -> usize {
         if watched.window {
-            watched.end(subject.pod, Occasion::Window, usize::MAX);
-            watched.window = false;
+            watched.window = !watched.end(subject.pod, Occasion::Window, usize::MAX).whole;
         }
         if watched.grace.as_ref().is_some_and(|grace| !grace.over && grace.until <= now) {
-            watched.end(subject.pod, Occasion::Grace, usize::MAX);
-            watched.grace.iter_mut().for_each(|grace| grace.over = true);
+            let over = watched.end(subject.pod, Occasion::Grace, usize::MAX).whole || self.powerless.is_some();
+            watched.grace.iter_mut().for_each(|grace| grace.over = over);
+            watched.postpone(now);
         }
-        if subject.serves && budget > 0 { watched.end(subject.pod, Occasion::Recycling, budget) } else { 0 }
+        if subject.serves && budget > 0 { watched.end(subject.pod, Occasion::Recycling, budget).count } else { 0 }
     }
 }
 
@@ -223,7 +242,7 @@ impl Watched {
         let grace = self.grace.as_ref();
         let unknown = |grace: &Grace| grace.older.is_none() || (!grace.over && grace.until <= now);
         let released = pod.mode == Mode::Released && self.captured.is_none();
-        self.window || released || grace.is_some_and(unknown)
+        !self.is_known || released || grace.is_some_and(unknown)
     }
 
     fn has_more_to_tell(&self, pod: &Pod) -> bool {
@@ -234,55 +253,61 @@ impl Watched {
         self.found.iter().filter(|(_, kind)| subject.serves && kind.ends(subject.pod, Occasion::Recycling))
     }
 
-    fn scan(&mut self, directory: &Directory, pod: &Pod) {
-        let listed = match self.attached.connections() {
-            Ok(listed) => listed,
-            Err(error) => return warn!(pod = %pod.uid, %error, "cannot list its connections"),
-        };
+    fn scan(&mut self, directory: &Directory, pod: &Pod) -> io::Result<()> {
+        let listed = self.attached.connections()?;
+        self.is_known = true;
         self.captured = (pod.mode == Mode::Released).then_some(listed.captured);
         let legacy = |open: OpenConnection| Legacy::of(directory, pod, &open.connection).map(|kind| (open, kind));
         self.found = listed.open.into_iter().filter_map(legacy).collect();
-        let Some(grace) = &mut self.grace else { return };
+        let Some(grace) = &mut self.grace else { return Ok(()) };
         let found = &self.found;
         let older = grace.older.get_or_insert_with(|| found.iter().map(|(open, _)| open.cookie()).collect());
         self.found.retain(|(open, kind)| *kind == Legacy::ToMesh || older.contains(&open.cookie()));
+        Ok(())
     }
 
-    /// Ends at most so many, and returns how many it ended.
-    fn end(&mut self, pod: &Pod, occasion: Occasion, most: usize) -> usize {
-        let mut ended = 0;
+    /// What is due now is due again later, if it is not over.
+    fn postpone(&mut self, now: Instant) {
+        let due = self.grace.iter_mut().filter(|grace| !grace.over && grace.until <= now);
+        due.for_each(|grace| grace.until = now + RETRY);
+    }
+
+    /// Ends at most so many.
+    fn end(&mut self, pod: &Pod, occasion: Occasion, most: usize) -> Ended {
+        let mut ended = Ended { count: 0, whole: true };
         let older = self.grace.as_ref().and_then(|grace| grace.older.as_ref());
         let attached = &self.attached;
         self.found.retain(|(open, kind)| {
             let too_young = occasion == Occasion::Grace && older.is_none_or(|older| !older.contains(&open.cookie()));
-            if ended >= most || too_young || !kind.ends(pod, occasion) {
+            if ended.count >= most || too_young || !kind.ends(pod, occasion) {
                 return true;
             }
             let (local, peer) = (open.connection.local, open.connection.peer);
             match attached.destroy(open) {
                 Ok(true) => {
-                    ended += 1;
+                    ended.count += 1;
                     info!(pod = %pod.uid, %local, %peer, kind = kind.label(), ?occasion, "ended an older connection");
                     false
                 }
                 Ok(false) => false,
                 Err(error) => {
                     warn!(pod = %pod.uid, %local, %peer, %error, "an older connection goes on");
+                    ended.whole = false;
                     true
                 }
             }
         });
-        self.destroyed += ended as u64;
+        self.destroyed += ended.count as u64;
         ended
     }
 
-    fn status(&self) -> PodConnections {
+    fn status(&self, can_end: bool) -> PodConnections {
         let listed = self.found.iter().take(LISTED).map(|(open, kind)| LegacyConnection {
             local: open.connection.local,
             peer: open.connection.peer,
             kind: kind.label(),
         });
-        let grace = self.grace.as_ref().filter(|grace| !grace.over && !self.found.is_empty());
+        let grace = self.grace.as_ref().filter(|grace| can_end && !grace.over && !self.found.is_empty());
         PodConnections {
             legacy: self.found.len(),
             listed: listed.collect(),

@@ -92,6 +92,11 @@ impl Status {
         self.connections(pod)["captured"].as_u64()
     }
 
+    /// What it says that it cannot do.
+    pub fn warnings(&self) -> Vec<&str> {
+        self.0["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
     fn connections(&self, pod: &Pod) -> &Value {
         &self.0["connections"][&pod.uid]
     }

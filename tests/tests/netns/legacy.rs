@@ -102,6 +102,7 @@ fn they_are_counted_and_listed_until_they_end_and_left_alone() {
     for agent in &mut mesh.agents {
         let status = agent.status().unwrap();
         assert_eq!(status.destroyed(&client) + status.destroyed(&web), 0);
+        assert!(status.warnings().is_empty(), "it could end them: {status:?}");
     }
     drop(servers);
 }
@@ -197,8 +198,10 @@ fn a_pod_that_becomes_strict_gives_them_a_grace_period() {
     assert_eq!((count("from_outside"), count("to_mesh"), kinds.len()), (2, 1, 3), "at once: {kinds:?}");
     let end_at = status.end_at(&open.web).unwrap();
     open.all_go_on();
-    // Another agent keeps to what the first one said.
+    // The next agent keeps to what the first one said, whatever is configured now.
     mesh.agent(Side::B).kill();
+    let longer = AgentSettings { more: "legacy: {strict_grace: 1h}\n".into(), ..AgentSettings::default() };
+    mesh.agents[1].configure(&mesh.world, &longer);
     open.kept.truncate(4);
     mesh.restart(Side::B);
     let status =
