@@ -51,8 +51,11 @@ impl Legacy {
     pub fn of(directory: &Directory, pod: &Pod, connection: &Connection) -> Option<Self> {
         let peer = SocketAddr::new(connection.peer.ip().to_canonical(), connection.peer.port());
         let published = directory.by_address(peer.ip()).is_some_and(|other| other.serving && other.uid != pod.uid);
+        let to_mesh = || (published || directory.is_meshed_frontend(peer)).then_some(Self::ToMesh);
         match connection.opened {
-            Opened::Here => (published || directory.is_meshed_frontend(peer)).then_some(Self::ToMesh),
+            Opened::Here => to_mesh(),
+            // The agent dials such an endpoint for the pod, from a port that looks as if somebody had served there.
+            Opened::Elsewhere if directory.is_plain_endpoint(peer) => to_mesh(),
             Opened::Elsewhere if published => Some(Self::FromMesh),
             Opened::Elsewhere => (pod.mode == Mode::Strict).then_some(Self::FromOutside),
         }
@@ -89,7 +92,7 @@ mod tests {
 
     use super::*;
     use crate::directory::tests::{directory, pod};
-    use crate::directory::{Frontend, Service};
+    use crate::directory::{Frontend, PlainEndpoint, Service};
 
     fn world() -> Directory {
         let mut late = pod("late", "10.0.0.3");
@@ -99,7 +102,7 @@ mod tests {
             namespace: "shop".into(),
             frontends: vec![Frontend { address: "10.96.0.1:80".parse().unwrap(), target_port: 8080 }],
             pods: vec!["uid-web".parse().unwrap()],
-            plain: Vec::new(),
+            plain: vec![PlainEndpoint { ip: "192.0.2.9".parse().unwrap(), port: None }],
         };
         directory(vec![pod("client", "10.0.0.1"), pod("web", "10.0.0.2"), late]).with_services(vec![service])
     }
@@ -133,6 +136,9 @@ mod tests {
         assert_eq!(kind(Mode::Permissive, "10.0.0.3:4444", Opened::Elsewhere), None);
         assert_eq!(kind(Mode::Strict, "10.0.0.3:4444", Opened::Elsewhere), Some(Legacy::FromOutside));
         assert_eq!(kind(Mode::Released, "192.0.2.1:4444", Opened::Elsewhere), None);
+        // What the agent dialled in the clear for a service; and what its endpoint dialled.
+        assert_eq!(kind(Mode::Strict, "192.0.2.9:8080", Opened::Elsewhere), None);
+        assert_eq!(kind(Mode::Strict, "192.0.2.9:4444", Opened::Elsewhere), Some(Legacy::FromOutside));
     }
 
     #[test]

@@ -137,6 +137,15 @@ impl Directory {
         endpoints.is_some_and(|endpoints| endpoints.iter().any(|endpoint| endpoint.pod.is_some()))
     }
 
+    /// Whether some service names this as an endpoint that is reached in the clear.
+    pub fn is_plain_endpoint(&self, at: SocketAddr) -> bool {
+        let names = |service: &Arc<Service>| {
+            let ports = || service.frontends.iter();
+            service.plain.iter().any(|plain| ports().any(|frontend| plain.at(frontend).socket_addr() == canonical(at)))
+        };
+        self.services.iter().any(names)
+    }
+
     /// The first address of a family that is the pod's, and no other pod's.
     fn owned_address(&self, pod: &Pod, v4: bool) -> Option<IpAddr> {
         let owned = |ip: &&IpAddr| ip.is_ipv4() == v4 && self.by_address(**ip).is_some_and(|p| p.uid == pod.uid);

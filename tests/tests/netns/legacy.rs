@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{AgentSettings, Fail, Mesh, Mode, Pod, Settings, Side, wait};
+use agent_tests::{AgentSettings, Fail, Mesh, Mode, Pod, Service, Settings, Side, wait};
 use socket2::{Domain, Socket, Type};
 
 fn mesh(legacy: &str) -> Mesh {
@@ -168,6 +168,12 @@ impl Open {
         ];
         mesh.enrol(&[&web, &peer]);
         kept.extend([open(&peer, web.at(80)), open(&web, peer.at(80))]);
+        // About half of these the agent dials in the clear.
+        let service = SocketAddr::from(([10, 96, 0, 10], 80));
+        mesh.change(|directory| {
+            directory.services.push(Service::new("mixed").at(service, 80).with(&peer).with_plain(stranger.address));
+        });
+        kept.extend((0..8).map(|_| open(&web, service)));
         Self { web, doomed, kept, _servers: servers }
     }
 
