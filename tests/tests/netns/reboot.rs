@@ -97,7 +97,7 @@ fn no_plaintext_that_a_strict_pod_let_in_meanwhile_goes_on() {
     let mut mesh = Mesh::start();
     let (api, web) = (mesh.strict_pod("api", Side::A), mesh.pod("web", Side::B));
     let stranger = mesh.world.pod("stranger", Side::B);
-    let _servers = [&api, &stranger].map(echo6);
+    let _servers = [&api, &web, &stranger].map(echo6);
     reboot(&mut mesh);
     let mut in_the_window = [open(&stranger, api.at(80)), open(&stranger, api.at6(80))];
     let mut outside = open(&api, stranger.at(80));
