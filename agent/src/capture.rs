@@ -189,14 +189,6 @@ impl Capture {
         })
     }
 
-    /// Whether the kernel can end a pod's connections by force.
-    ///
-    /// # Errors
-    /// [`DestroyError`].
-    pub fn can_destroy(&self) -> Result<(), DestroyError> {
-        connections::can_destroy()
-    }
-
     /// Who tells of unknown pods; once.
     pub fn strangers(&mut self) -> Option<Strangers> {
         self.strangers.take()

@@ -16,6 +16,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::libc;
 use thiserror::Error;
 
+use super::Capture;
 use super::maps::addr;
 use super::netlink::ask;
 use super::pod::Attached;
@@ -99,12 +100,14 @@ impl Attached {
     }
 }
 
-/// Whether the kernel can end connections at all, by asking it to end one that there is not.
-///
-/// # Errors
-/// [`DestroyError`].
-pub(super) fn can_destroy() -> Result<(), DestroyError> {
-    outcome(destroy(AF_INET, SocketId::new_v4())).map(drop)
+impl Capture {
+    /// Whether the kernel can end connections at all, by asking it to end one that there is not.
+    ///
+    /// # Errors
+    /// [`DestroyError`].
+    pub fn can_destroy(&self) -> Result<(), DestroyError> {
+        outcome(destroy(AF_INET, SocketId::new_v4())).map(drop)
+    }
 }
 
 fn outcome(destroyed: io::Result<()>) -> Result<bool, DestroyError> {
