@@ -15,7 +15,8 @@ fn exchange(stream: &mut TcpStream) {
 }
 
 fn open(pod: &Pod, to: SocketAddr) -> TcpStream {
-    let mut stream = traffic::connect(pod, to).unwrap();
+    // Links that are removed let go a moment later.
+    let mut stream = wait::until("it connects", || traffic::connect(pod, to).ok());
     exchange(&mut stream);
     stream
 }
