@@ -95,6 +95,9 @@ pub const MAX_PODS: u32 = 1024;
 pub const STATE_ENROLLED: u8 = 1;
 /// [`Netns::state`]: the namespace is known and is left alone.
 pub const STATE_KNOWN: u8 = 2;
+/// [`Netns::state`]: the pod is let go. No connection is captured any more and plaintext passes, but what was on its way to the
+/// agent arrives there, and tunnels are served.
+pub const STATE_RELEASED: u8 = 3;
 
 /// [`Netns::pod_index`] of a namespace that is known and is no pod of the directory's.
 pub const NO_POD: u32 = u32::MAX;
@@ -118,7 +121,7 @@ pub const FLAG_V4_PORTS: u16 = 4;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Netns {
-    /// [`STATE_ENROLLED`] or [`STATE_KNOWN`]; a namespace that is not in the map is unknown.
+    /// [`STATE_ENROLLED`], [`STATE_KNOWN`] or [`STATE_RELEASED`]; a namespace that is not in the map is unknown.
     pub state: u8,
     /// [`MODE_PERMISSIVE`] or [`MODE_STRICT`].
     pub mode: u8,

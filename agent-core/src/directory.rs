@@ -20,6 +20,9 @@ pub enum Mode {
     Permissive,
     /// Plaintext from outside is refused in the kernel.
     Strict,
+    /// The pod is on its way out of the mesh: no connection is captured any more, and those that were go on until they end. It
+    /// is not published.
+    Released,
 }
 
 /// What happens to a pod's connections to mesh peers while no agent serves it.

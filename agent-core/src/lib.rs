@@ -11,6 +11,7 @@
 //! | [`policy`] | whether it may: a [`policy::Permit`], or who says no |
 //! | [`tunnel`] | the wire protocol `mantle/1` between two agents, as a state machine |
 //! | [`schedule`] | when a certificate is renewed |
+//! | [`legacy`] | connections that are older than an enrolment, and which of them end |
 //! | [`outcome`] | how a connection ended, in the words of records and metrics |
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod cgroup;
 pub mod directory;
 pub mod document;
 pub mod identity;
+pub mod legacy;
 pub mod outcome;
 pub mod policy;
 pub mod route;

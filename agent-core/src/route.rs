@@ -106,9 +106,6 @@ pub enum Refusal {
     /// The directory gives this address to nobody.
     #[error("the directory has no pod with this address, and no service with this address and port")]
     NoPod,
-    /// The pod is known but not published.
-    #[error("the pod at this address is not serving")]
-    NotServing,
     /// None of the service's pods is published.
     #[error("the service has no endpoint that is ready")]
     NoEndpoint,
@@ -127,14 +124,14 @@ impl Refusal {
     /// In the words of records.
     pub fn close(self) -> (Close, Blame) {
         match self {
-            Self::NoPod | Self::NotServing | Self::NoEndpoint | Self::NoOther => (Close::NoRoute, Blame::Operator),
+            Self::NoPod | Self::NoEndpoint | Self::NoOther => (Close::NoRoute, Blame::Operator),
             Self::OwnPort | Self::Itself => (Close::Loop, Blame::Application),
         }
     }
 
     /// Whether a newer directory may know better.
     pub fn may_be_lag(self) -> bool {
-        matches!(self, Self::NoPod | Self::NotServing | Self::NoEndpoint)
+        matches!(self, Self::NoPod | Self::NoEndpoint)
     }
 }
 
@@ -159,9 +156,7 @@ pub fn resolve(
     if peer.uid == source.uid {
         return Err(Refusal::Itself);
     }
-    if !peer.serving {
-        return Err(Refusal::NotServing);
-    }
+    // Also to a pod that is not published: it was when the kernel captured this, and it serves until it has left.
     Ok(Route::Mesh(MeshRoute::to(peer, EndpointAddr::new(original.socket_addr()), None)))
 }
 
@@ -172,8 +167,11 @@ fn to_service(
     (service, frontend): (&Arc<Service>, &Frontend),
     choice: Choice<'_>,
 ) -> Result<Route, Refusal> {
-    let endpoints = service.ready(directory, frontend);
+    let mut endpoints = service.ready(directory, frontend);
     if endpoints.iter().all(|endpoint| endpoint.pod.is_none()) {
+        endpoints = service.leaving(directory, frontend);
+    }
+    if endpoints.is_empty() {
         return Err(Refusal::NoEndpoint);
     }
     let is_own = |at: EndpointAddr| directory.by_address(at.ip()).is_some_and(|pod| pod.uid == source.uid);

@@ -2,7 +2,7 @@
 
 use agent_common::{
     Addr, CAPTURE_PORT, Counter, FlowKey, MODE_STRICT, Netns, PLAINTEXT_PORTS, SLOT_INBOUND, SLOT_OUTBOUND, SLOT_V6,
-    STATE_ENROLLED, TUNNEL_PORT, in_capture_range, in_capture_range6, in_ports_net, is_v4, listener_slot, v4_mapped,
+    STATE_KNOWN, TUNNEL_PORT, in_capture_range, in_capture_range6, in_ports_net, is_v4, listener_slot, v4_mapped,
 };
 use aya_ebpf::Global;
 use aya_ebpf::programs::SkLookupContext;
@@ -40,7 +40,7 @@ pub fn sk_lookup(ctx: &SkLookupContext) -> Result<(), Counter> {
     }
     // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
     let Some(pod) = (unsafe { NETNS.get(&POD_COOKIE.load()) }) else { return Ok(()) };
-    if pod.state != STATE_ENROLLED {
+    if pod.state == STATE_KNOWN {
         return Ok(());
     }
     let syn = Syn::of(ctx);

@@ -23,6 +23,7 @@ use crate::drain::{self, Drained};
 use crate::enrolment::Enrolment;
 use crate::handover::{self, Door, HandOverError, Inheritance, Predecessor, Successor, Taken};
 use crate::identity::{self, Identity, IdentityError};
+use crate::legacy::Look;
 use crate::plane::Plane;
 use crate::report::{RecordError, Writer};
 use crate::worker::{HANDSHAKES_END, Leave, Workers};
@@ -179,7 +180,7 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = Workers::start(capture.hearts(threads), &plane).map_err(system("cannot start the data plane"))?;
-    let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted);
+    let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted, config.legacy.clone());
     let adopted = enrolment.adopt(&plane.directory(), predecessor.is_some());
     adopted.map_err(system("cannot sort out the pinned state"))?;
     info!(instance = %config.capture.instance, node = %config.node, "started");
@@ -265,6 +266,7 @@ impl Duty {
                     found = unknown(&mut strangers) => self.enrolment.classify(&found, &snapshot),
                     _ = now_and_then.tick() => {
                         self.enrolment.forget_gone();
+                        self.enrolment.look(&snapshot, Look::Again);
                         self.status.write(&report, &self.enrolment.counted());
                     }
                 }

@@ -17,6 +17,7 @@ use aya::maps::MapError;
 use aya::programs::ProgramError;
 use thiserror::Error;
 
+mod connections;
 mod counters;
 mod dial;
 mod heartbeat;
@@ -38,6 +39,7 @@ mod sockets;
 mod strangers;
 mod syscall;
 
+pub use connections::{DestroyError, Listed, OpenConnection};
 pub use counters::Counts;
 pub use dial::{ApplicationDial, DialError};
 pub use heartbeat::Heart;
@@ -351,14 +353,14 @@ impl Capture {
         if let Some((cookie, value)) = known.iter().find(captured) {
             if value.uid == maps::uid_bytes(&pod.uid) {
                 let was_enrolled = value.state == agent_common::STATE_ENROLLED;
-                return Ok(Known { index: value.pod_index, was_enrolled, thread: value.thread });
+                return Ok(Known { index: value.pod_index, was_enrolled, was_known: true, thread: value.thread });
             }
             self.forget_namespace(*cookie, Some(value.pod_index), None).map_err(AttachError::Kernel)?;
         }
         let mut used: HashSet<u32> = known.iter().map(|(_, value)| value.pod_index).collect();
         used.extend(self.pods.values().map(|pod| pod.index()));
         let free = (0..MAX_PODS).find(|index| !used.contains(index));
-        free.map(|index| Known { index, was_enrolled: false, thread: 0 }).ok_or(AttachError::Full)
+        free.map(|index| Known { index, was_enrolled: false, was_known: false, thread: 0 }).ok_or(AttachError::Full)
     }
 
     /// Forgets every namespace that the kernel knows as this pod's, but for the one that it is in now, if it is listed:

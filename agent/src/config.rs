@@ -8,6 +8,7 @@ use agent_core::identity::TrustDomain;
 
 use crate::capture::CaptureConfig;
 use crate::identity::IdentityConfig;
+use crate::legacy::LegacyConfig;
 
 pub use agent_core::document::parse_duration;
 
@@ -30,9 +31,13 @@ pub struct Config {
     pub capture: CaptureConfig,
     /// Certificates.
     pub identity: IdentityConfig,
+    /// Connections that are older than an enrolment.
+    pub legacy: LegacyConfig,
     /// Tunnels.
     pub tunnel: TunnelConfig,
 }
+
+mod legacy;
 
 /// The far end closes a tunnel that has been idle for 60 s, and must never be the first.
 const LONGEST_IDLE: Duration = Duration::from_secs(45);
@@ -69,6 +74,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let records = section.required("records", problems);
     let state_dir = section.required("state_dir", problems);
     let ca = section.required("ca", problems);
+    let legacy = section.optional("legacy");
     let tunnel = section.optional("tunnel");
     let drain = section.optional("drain");
     section.end(problems);
@@ -86,6 +92,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
         trust_domain.and_then(|node| node.parse("`trust_domain`", str::parse, problems));
     let tunnel = tunnel_config(tunnel, problems);
     let drain = drain.map_or(Some(Duration::from_secs(30)), |node| node.duration("`drain`", problems));
+    let legacy = legacy::read(legacy, state_dir.as_deref(), problems);
     let ca = ca.and_then(|node| ca_section(node, folder, problems));
     let (node, trust_domain, (ca_address, join_token_file, ttl)) = (node?, trust_domain?, ca?);
     Some(Config {
@@ -94,6 +101,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
         records: records?,
         drain: drain?,
         capture: capture?,
+        legacy: legacy?,
         identity: IdentityConfig {
             node: node.clone(),
             trust_domain: trust_domain.clone(),

@@ -15,8 +15,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+mod connections;
 mod status;
 
+pub use connections::{LISTED, LegacyConnection, PodConnections};
 pub use status::{Counted, PodState, PodStatus, Report, StatusFile};
 
 /// How often the file is read even if nothing was noticed: inotify does not see every file system's changes.

@@ -8,7 +8,7 @@
 //! *Held* pods are left alone, *refusing* ones are captured without a listener. A pod that is strict, that is
 //! published, or that an agent before this one captured, is never held.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -23,7 +23,11 @@ use tracing::{debug, error, info, warn};
 use crate::capture::{Attached, Capture, Counts, Strangers};
 use crate::directory::{Counted, PodState, PodStatus, Report};
 use crate::identity::Certificates;
+use crate::legacy::{LegacyConfig, Look, Watch};
 use crate::worker::{Leave, Workers};
+
+mod leaving;
+mod older;
 
 /// How long a running pod may wait for its first certificate before its connections to the mesh are refused.
 const HOLD: Duration = Duration::from_secs(5);
@@ -39,6 +43,7 @@ pub struct Enrolment {
     capture: Capture,
     workers: Workers,
     wanted: watch::Sender<Vec<(PodUid, SpiffeId)>>,
+    watch: Watch,
     pods: HashMap<PodUid, Enrolled>,
     refused: HashMap<PodUid, String>,
     /// The last revision that the kernel took whole.
@@ -83,8 +88,11 @@ impl Enrolment {
         capture: Capture,
         workers: Workers,
         wanted: watch::Sender<Vec<(PodUid, SpiffeId)>>,
+        legacy: LegacyConfig,
     ) -> Self {
-        Self { node, capture, workers, wanted, pods: HashMap::new(), refused: HashMap::new(), in_force: 0, retry: None }
+        let watch = Watch::new(&node, legacy, capture.can_destroy());
+        let (pods, refused) = (HashMap::new(), HashMap::new());
+        Self { node, capture, workers, wanted, watch, pods, refused, in_force: 0, retry: None }
     }
 
     /// Detaches what the pins hold beyond the directory. Once, before the first [`Self::apply`]; `lives` if the agent before
@@ -135,6 +143,7 @@ impl Enrolment {
             problems.push(format!("the kernel did not take the mesh's destinations: {error}"));
         }
         problems.extend(self.pods.values().filter_map(|pod| pod.unwritten.clone()));
+        self.look(directory, Look::Change);
         if problems.is_empty() {
             self.in_force = directory.revision();
         }
@@ -191,13 +200,16 @@ impl Enrolment {
         Counted {
             refusals: read(self.capture.refusals()).into_iter().collect(),
             waivers: read(self.capture.waivers()).into_iter().collect(),
+            connections: self.watch.status(),
+            warnings: self.watch.warnings(),
         }
     }
 
     /// When [`Self::apply`] is due without any change.
     pub fn next_deadline(&self) -> Option<Instant> {
         let held = self.pods.values().filter(|pod| pod.stage == Stage::Held);
-        held.map(|pod| pod.since + HOLD).chain(self.retry.map(|retry| retry.at)).min()
+        let due = held.map(|pod| pod.since + HOLD).chain(self.retry.map(|retry| retry.at));
+        due.chain(self.watch.next_deadline()).min()
     }
 
     fn retry_if(&mut self, needed: bool) {
@@ -216,25 +228,6 @@ impl Enrolment {
     pub async fn close(mut self, how: Leave) -> Closed {
         self.workers.stop_all(how).await;
         Closed { _capture: self.capture, _wanted: self.wanted }
-    }
-
-    async fn detach_gone(&mut self, own: &[Arc<Pod>]) -> Vec<String> {
-        let listed: HashSet<&PodUid> = own.iter().map(|pod| &pod.uid).collect();
-        let known: HashSet<&PodUid> = self.pods.keys().chain(self.refused.keys()).collect();
-        let gone: Vec<PodUid> = known.into_iter().filter(|uid| !listed.contains(uid)).cloned().collect();
-        let mut problems = Vec::new();
-        for uid in gone {
-            self.workers.stop(&uid).await;
-            match self.capture.detach(&uid) {
-                Ok(()) => {
-                    self.pods.remove(&uid);
-                    self.refused.remove(&uid);
-                    info!(pod = %uid, "un-enrolled");
-                }
-                Err(error) => problems.push(format!("pod {uid} cannot be removed from the kernel: {error}")),
-            }
-        }
-        problems
     }
 
     async fn attach_listed(&mut self, own: &[Arc<Pod>]) {
@@ -363,6 +356,7 @@ impl Enrolled {
     /// Tells the kernel. A failure leaves the old entry, or none; it is tried again.
     fn write(&mut self) {
         let result = match self.stage {
+            _ if self.pod.mode == Mode::Released => self.attached.release(&self.pod),
             Stage::Held => self.attached.hold(&self.pod),
             Stage::Refusing | Stage::Serving => self.attached.enroll(&self.pod),
         };

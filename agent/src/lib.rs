@@ -10,6 +10,7 @@ pub mod failure;
 pub mod handover;
 pub mod identity;
 pub mod inbound;
+pub mod legacy;
 pub mod outbound;
 pub mod plane;
 pub mod relay;

@@ -16,6 +16,8 @@ pub enum Mode {
     Permissive,
     /// Not at all.
     Strict,
+    /// As ever, and its connections are not captured any more.
+    Released,
 }
 
 /// What a pod's connections to the mesh do without an agent.
@@ -120,6 +122,7 @@ impl Entry {
         let mode = match self.mode {
             Mode::Permissive => "permissive",
             Mode::Strict => "strict",
+            Mode::Released => "released",
         };
         let fail = match self.fail {
             Fail::Closed => "closed",

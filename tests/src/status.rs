@@ -65,6 +65,42 @@ impl Status {
         self.0["waivers"][choice].as_u64().unwrap_or_default()
     }
 
+    /// How many of a pod's connections are in the clear and older than an enrolment.
+    pub fn legacy(&self, pod: &Pod) -> u64 {
+        self.connections(pod)["legacy"].as_u64().unwrap_or_default()
+    }
+
+    /// Those that are listed, each by its two ends and its kind.
+    pub fn listed(&self, pod: &Pod) -> Vec<(String, String, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let listed = self.connections(pod)["listed"].as_array().cloned().unwrap_or_default();
+        listed.iter().map(|one| (text(&one["local"]), text(&one["peer"]), text(&one["kind"]))).collect()
+    }
+
+    /// How many of a pod's connections the agent has ended by force.
+    pub fn destroyed(&self, pod: &Pod) -> u64 {
+        self.connections(pod)["destroyed"].as_u64().unwrap_or_default()
+    }
+
+    /// When a pod's older connections are going to be ended, in seconds since 1970.
+    pub fn end_at(&self, pod: &Pod) -> Option<u64> {
+        self.connections(pod)["end_at"].as_u64()
+    }
+
+    /// How many of a pod's sockets are connected by way of the agent.
+    pub fn captured(&self, pod: &Pod) -> Option<u64> {
+        self.connections(pod)["captured"].as_u64()
+    }
+
+    /// What it says that it cannot do.
+    pub fn warnings(&self) -> Vec<&str> {
+        self.0["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    fn connections(&self, pod: &Pod) -> &Value {
+        &self.0["connections"][&pod.uid]
+    }
+
     fn of(&self, uid: &str) -> Option<&Value> {
         self.0["pods"].as_array()?.iter().find(|found| found["uid"] == uid)
     }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{Directory, Pod};
+use super::{Directory, Mode, Pod};
 use crate::address::EndpointAddr;
 use crate::identity::PodUid;
 
@@ -64,12 +64,7 @@ impl Service {
     pub fn ready<'a>(&'a self, directory: &'a Directory, frontend: &'a Frontend) -> Vec<Endpoint<'a>> {
         let v4 = frontend.address.is_ipv4();
         let published = |pod: &&Arc<Pod>| pod.serving;
-        let pods = self.pods.iter().filter_map(|uid| directory.by_uid(uid)).filter(published);
-        let of_pods = pods.filter_map(|pod| {
-            let ip = directory.owned_address(pod, v4)?;
-            Some(Endpoint { at: EndpointAddr::new(SocketAddr::new(ip, frontend.target_port)), pod: Some(pod) })
-        });
-        let mut found: Vec<Endpoint<'_>> = of_pods.collect();
+        let mut found = self.pods_at(directory, frontend, published);
         for at in self.plain.iter().map(|endpoint| endpoint.at(frontend)).filter(|at| at.ip().is_ipv4() == v4) {
             let known = found.iter().any(|endpoint| endpoint.at == at);
             if !known && directory.by_frontend(at.socket_addr()).is_none() {
@@ -77,6 +72,26 @@ impl Service {
             }
         }
         found
+    }
+
+    /// The endpoints that are on their way out of the mesh, and are served until they have left: for connections that were
+    /// captured before the last published one was withdrawn.
+    pub fn leaving<'a>(&'a self, directory: &'a Directory, frontend: &'a Frontend) -> Vec<Endpoint<'a>> {
+        self.pods_at(directory, frontend, |pod| pod.mode == Mode::Released)
+    }
+
+    fn pods_at<'a>(
+        &'a self,
+        directory: &'a Directory,
+        frontend: &'a Frontend,
+        fits: impl Fn(&&'a Arc<Pod>) -> bool,
+    ) -> Vec<Endpoint<'a>> {
+        let pods = self.pods.iter().filter_map(|uid| directory.by_uid(uid)).filter(fits);
+        let at = pods.filter_map(|pod| {
+            let ip = directory.owned_address(pod, frontend.address.is_ipv4())?;
+            Some(Endpoint { at: EndpointAddr::new(SocketAddr::new(ip, frontend.target_port)), pod: Some(pod) })
+        });
+        at.collect()
     }
 
     /// Whether it names this address as an endpoint: plainly, or as one of its pods'.
@@ -113,11 +128,22 @@ impl Directory {
 
     /// The frontends whose connections are to be captured: those with an endpoint that is a published pod.
     pub fn meshed_frontends(&self) -> impl Iterator<Item = SocketAddr> {
-        self.by_frontend.iter().filter_map(|(address, &(at, number))| {
-            let service = &self.services[at];
-            let endpoints = service.ready(self, &service.frontends[number]);
-            endpoints.iter().any(|endpoint| endpoint.pod.is_some()).then_some(*address)
-        })
+        self.by_frontend.keys().copied().filter(|address| self.is_meshed_frontend(*address))
+    }
+
+    /// Whether connections to this address are to be captured because a service with a published pod has it.
+    pub fn is_meshed_frontend(&self, address: SocketAddr) -> bool {
+        let endpoints = self.by_frontend(address).map(|(service, frontend)| service.ready(self, frontend));
+        endpoints.is_some_and(|endpoints| endpoints.iter().any(|endpoint| endpoint.pod.is_some()))
+    }
+
+    /// Whether some service names this as an endpoint that is reached in the clear.
+    pub fn is_plain_endpoint(&self, at: SocketAddr) -> bool {
+        let names = |service: &Arc<Service>| {
+            let ports = || service.frontends.iter();
+            service.plain.iter().any(|plain| ports().any(|frontend| plain.at(frontend).socket_addr() == canonical(at)))
+        };
+        self.services.iter().any(names)
     }
 
     /// The first address of a family that is the pod's, and no other pod's.

@@ -66,12 +66,15 @@ fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems)
     let on = named(on, "`node`");
     let netns = netns.map(|node| node.parse("`netns`", absolute, problems));
     let addresses = addresses.and_then(|node| addresses_of(node, problems));
-    let modes = [("permissive", Mode::Permissive), ("strict", Mode::Strict)];
+    let modes = [("permissive", Mode::Permissive), ("strict", Mode::Strict), ("released", Mode::Released)];
     let mode = mode.map_or(Some(Mode::Permissive), |node| node.choice("`mode`", &modes, problems));
     let plaintext_ports = plaintext_ports.map_or(Some(Vec::new()), |node| plaintext_ports::read(node, problems));
     let fails = [("closed", Fail::Closed), ("open", Fail::Open)];
     let fail = fail.map_or(Some(Fail::Closed), |node| node.choice("`fail`", &fails, problems));
     let serving = serving.map_or(Some(false), |node| node.boolean("`serving`", problems));
+    if (mode, serving) == (Some(Mode::Released), Some(true)) {
+        problems.add(place, "a released pod cannot be published: set `serving: false`");
+    }
     let (namespace, service_account) = (namespace?, service_account?);
     let identity = SpiffeId::of_service_account(trust_domain?, &namespace, &service_account);
     let identity = identity.map_err(|error| problems.add(place, format!("its identity: {error}"))).ok()?;

@@ -100,6 +100,16 @@ impl Maps {
         self.remove_dials(cookie)
     }
 
+    /// Whether a captured connection is on its way to the agent in a namespace.
+    pub(super) fn has_flows(&self, cookie: u64) -> io::Result<bool> {
+        Ok(lock(&self.flows)
+            .keys()
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(io_error)?
+            .iter()
+            .any(|key| key.cookie == cookie))
+    }
+
     /// Forgets the dials of a namespace: they were those of an agent that is gone.
     pub(super) fn remove_dials(&self, cookie: u64) -> io::Result<()> {
         remove_where(&mut *lock(&self.dials), |key| key.cookie == cookie)

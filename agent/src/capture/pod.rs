@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use agent_common::{
     Addr, FLAG_FAIL_OPEN, FLAG_V4_PORTS, FLAG_V6_RANGE, MODE_PERMISSIVE, MODE_STRICT, Netns, STATE_ENROLLED,
-    STATE_KNOWN,
+    STATE_KNOWN, STATE_RELEASED,
 };
 use agent_core::address::OriginalDst;
 use agent_core::directory::{Fail, Mode, Pod};
@@ -72,6 +72,7 @@ pub struct Attached {
     addresses: Vec<IpAddr>,
     index: u32,
     was_enrolled: bool,
+    was_known: bool,
     thread: AtomicU32,
     /// The IPv6 capture range is local in the namespace.
     pub(super) has_v6_range: bool,
@@ -90,6 +91,8 @@ pub(super) struct Known {
     pub(super) index: u32,
     /// An agent before this one captured its connections.
     pub(super) was_enrolled: bool,
+    /// The kernel has an entry for it in this very namespace.
+    pub(super) was_known: bool,
     /// The thread whose listeners may be in its slots.
     pub(super) thread: u32,
 }
@@ -105,6 +108,7 @@ impl Attached {
             addresses: pod.addresses.clone(),
             index: known.index,
             was_enrolled: known.was_enrolled,
+            was_known: known.was_known,
             thread: AtomicU32::new(known.thread),
             has_v6_range: pod.addresses.iter().any(IpAddr::is_ipv6) && add_v6_range(pod, &namespace),
             has_v4_ports: add_v4_ports(pod, &namespace),
@@ -123,6 +127,11 @@ impl Attached {
     /// Whether an agent before this one captured its connections: they must not be let go in the clear now.
     pub fn was_enrolled(&self) -> bool {
         self.was_enrolled
+    }
+
+    /// Whether the kernel knew the pod in this namespace before it was attached: there was no time in which it was not.
+    pub fn was_known(&self) -> bool {
+        self.was_known
     }
 
     /// The pod's addresses, primary first.
@@ -153,9 +162,24 @@ impl Attached {
         self.set(pod, STATE_ENROLLED)
     }
 
+    /// Tells the kernel to capture nothing new of the pod's, and to let plaintext pass. What is on its way to our listeners
+    /// still arrives there, and tunnels are served.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn release(&self, pod: &Pod) -> io::Result<()> {
+        self.set(&Pod { mode: Mode::Released, ..pod.clone() }, STATE_RELEASED)
+    }
+
+    /// Whether a captured connection is on its way to our listeners.
+    pub fn expects_connections(&self) -> bool {
+        // If that cannot be told, nothing is waited for.
+        self.maps.has_flows(self.cookie()).unwrap_or(false)
+    }
+
     fn set(&self, pod: &Pod, state: u8) -> io::Result<()> {
         let mode = match pod.mode {
-            Mode::Permissive => MODE_PERMISSIVE,
+            Mode::Permissive | Mode::Released => MODE_PERMISSIVE,
             Mode::Strict => MODE_STRICT,
         };
         let fail = match pod.fail {

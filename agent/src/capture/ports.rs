@@ -13,6 +13,7 @@ const HALVES: [RangeInclusive<u16>; 2] = [BELOW_COMMON_EPHEMERAL + 1..=u16::MAX,
 pub(super) struct Ports {
     /// From high to low, and each of them too. Each pod has its own, so they are not written out.
     spans: Vec<RangeInclusive<u16>>,
+    ephemeral: RangeInclusive<u16>,
     inside_ephemeral: bool,
 }
 
@@ -38,9 +39,14 @@ impl Ports {
             .filter(|span| !span.is_empty())
             .collect();
         if spans.is_empty() {
-            return Self { spans: HALVES.to_vec(), inside_ephemeral: true };
+            return Self { spans: HALVES.to_vec(), ephemeral: ephemeral.clone(), inside_ephemeral: true };
         }
-        Self { spans, inside_ephemeral: false }
+        Self { spans, ephemeral: ephemeral.clone(), inside_ephemeral: false }
+    }
+
+    /// Whether the kernel may have chosen this port for a socket of the pod's that connects.
+    pub(super) fn is_ephemeral(&self, port: u16) -> bool {
+        self.ephemeral.contains(&port)
     }
 
     /// True if the ephemeral range leaves no port: the agent's sockets can then meet the application's.

@@ -9,6 +9,8 @@ use agent_core::identity::PodUid;
 use serde::{Serialize, Serializer};
 use tracing::warn;
 
+use super::connections::PodConnections;
+
 /// How far a pod of this node has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,6 +48,10 @@ pub struct Counted {
     pub refusals: BTreeMap<&'static str, u64>,
     /// Connections to the mesh, or into a strict pod, that passed in the clear because that was chosen.
     pub waivers: BTreeMap<&'static str, u64>,
+    /// The connections beside the agent, by their pod's UID.
+    pub connections: BTreeMap<String, PodConnections>,
+    /// What the agent cannot do that was promised.
+    pub warnings: Vec<String>,
 }
 
 /// What an agent says of itself.

@@ -16,7 +16,7 @@ const CRATES: [(&str, &str, &[&str]); 8] = [
 ];
 
 /// The agent's modules, and which of them each may import. A stage may import only the stage whose output it consumes.
-const MODULES: [(&str, &[&str]); 18] = [
+const MODULES: [(&str, &[&str]); 19] = [
     ("lib", &[]),
     ("main", &[]),
     ("report", &[]),
@@ -27,13 +27,14 @@ const MODULES: [(&str, &[&str]); 18] = [
     ("capture", &["drain"]),
     ("identity", &["secure"]),
     ("handover", &["identity"]),
-    ("config", &["capture", "directory", "drain", "identity", "relay", "report", "secure"]),
+    ("legacy", &["capture", "directory"]),
+    ("config", &["capture", "directory", "drain", "identity", "legacy", "relay", "report", "secure"]),
     ("failure", &["capture", "relay", "report", "secure"]),
     ("plane", &["config", "drain", "identity", "relay", "report", "secure"]),
     ("outbound", &["capture", "failure", "plane", "relay", "report", "secure"]),
     ("inbound", &["capture", "failure", "plane", "relay", "report", "secure"]),
     ("worker", &["capture", "inbound", "outbound", "plane"]),
-    ("enrolment", &["capture", "directory", "identity", "worker"]),
+    ("enrolment", &["capture", "directory", "identity", "legacy", "worker"]),
     (
         "app",
         &[
@@ -44,6 +45,7 @@ const MODULES: [(&str, &[&str]); 18] = [
             "enrolment",
             "handover",
             "identity",
+            "legacy",
             "plane",
             "relay",
             "report",

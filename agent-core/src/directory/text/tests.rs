@@ -37,6 +37,14 @@ fn a_whole_directory_is_read() {
 }
 
 #[test]
+fn a_released_pod_is_not_published() {
+    let released = POD.replace("mode: strict", "mode: released");
+    check(&with(&released), &["line 4:5: a released pod cannot be published: set `serving: false`"]);
+    let withdrawn = parse(&with(&released.replace("serving: true", "serving: false"))).unwrap();
+    assert!(withdrawn.pods().all(|pod| pod.mode == Mode::Released && !pod.serving));
+}
+
+#[test]
 fn every_mistake_has_its_place() {
     check("revision: 1\n", &["line 1:1: `trust_domain` is missing", "line 1:1: `pods` is missing"]);
     check(

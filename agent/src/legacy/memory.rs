@@ -1,0 +1,173 @@
+//! What is to be known of pods after a reboot, when the kernel knows nothing any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use agent_core::identity::PodUid;
+use ca::state_files;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+/// The pods that this node's agents have served, in a file that outlives the kernel's memory. A pod is in it before the
+/// directory's author is told that it serves.
+#[derive(Debug)]
+pub(super) struct Memory {
+    path: PathBuf,
+    known: Known,
+    is_lost: bool,
+    changed: bool,
+    problem: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Known {
+    served: BTreeSet<String>,
+    /// Until when strict pods' older connections may stay, in seconds since 1970.
+    strict_until: BTreeMap<String, u64>,
+}
+
+impl Memory {
+    /// What is in the file. One that is not there, or cannot be used, is a memory that is lost.
+    pub(super) fn open(path: PathBuf) -> Self {
+        let read = state_files::read(&path).map_err(|error| error.to_string()).and_then(|bytes| {
+            bytes.map(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string())).transpose()
+        });
+        let known: Option<Known> = read.unwrap_or_else(|error| {
+            warn!(path = %path.display(), error, "what was known of pods before is not used");
+            None
+        });
+        let is_lost = known.is_none();
+        Self { path, known: known.unwrap_or_default(), is_lost, changed: is_lost, problem: None }
+    }
+
+    /// If the memory is lost, these pods count as served: somebody has published them.
+    pub(super) fn replace_lost<'a>(&mut self, published: impl Iterator<Item = &'a PodUid>) {
+        if std::mem::take(&mut self.is_lost) {
+            published.for_each(|pod| self.serves(pod));
+        }
+    }
+
+    /// Whether an agent of this node has served the pod.
+    pub(super) fn has_served(&self, pod: &PodUid) -> bool {
+        self.known.served.contains(pod.as_str())
+    }
+
+    /// The pod is about to be said to serve.
+    pub(super) fn serves(&mut self, pod: &PodUid) {
+        if !self.has_served(pod) {
+            self.changed = true;
+            self.known.served.insert(pod.to_string());
+        }
+    }
+
+    /// How long a strict pod's older connections may still stay; `None` if it was not strict.
+    pub(super) fn grace_left(&self, pod: &PodUid) -> Option<Duration> {
+        let until = *self.known.strict_until.get(pod.as_str())?;
+        Some(Duration::from_secs(until).saturating_sub(now()))
+    }
+
+    /// The pod is strict: its older connections may stay so long.
+    pub(super) fn set_grace(&mut self, pod: &PodUid, left: Duration) {
+        self.changed = true;
+        self.known.strict_until.insert(pod.to_string(), (now() + left).as_secs());
+    }
+
+    /// The pod is not strict.
+    pub(super) fn end_grace(&mut self, pod: &PodUid) {
+        self.changed |= self.known.strict_until.remove(pod.as_str()).is_some();
+    }
+
+    /// Forgets all other pods.
+    pub(super) fn retain(&mut self, is_listed: impl Fn(&str) -> bool) {
+        let Known { served, strict_until } = &mut self.known;
+        let before = (served.len(), strict_until.len());
+        served.retain(|uid| is_listed(uid));
+        strict_until.retain(|uid, _| is_listed(uid));
+        self.changed |= before != (served.len(), strict_until.len());
+    }
+
+    /// Writes what has changed. What cannot be written is tried again the next time.
+    pub(super) fn save(&mut self) {
+        if !self.changed {
+            return;
+        }
+        let text = serde_json::to_vec(&self.known).map_err(|error| error.to_string());
+        let written = text.and_then(|text| state_files::write(&self.path, &text).map_err(|error| error.to_string()));
+        self.changed = written.is_err();
+        self.problem = written.err();
+        if let Some(problem) = &self.problem {
+            warn!(problem, "which pods are served is not kept for after a reboot");
+        }
+    }
+
+    /// Why it could not be written.
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    fn uid(name: &str) -> PodUid {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_served_is_known_to_the_next_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("served.json");
+        let mut memory = Memory::open(path.clone());
+        memory.replace_lost([].iter());
+        for pod in ["stays", "leaves"] {
+            memory.serves(&uid(pod));
+        }
+        memory.set_grace(&uid("stays"), Duration::from_secs(100));
+        memory.retain(|uid| uid != "leaves");
+        memory.save();
+        let mut memory = Memory::open(path);
+        memory.replace_lost([uid("published")].iter());
+        let known = ["stays", "leaves", "published"].map(|pod| memory.has_served(&uid(pod)));
+        assert_eq!(known, [true, false, false]);
+        assert!(memory.grace_left(&uid("stays")).unwrap() <= Duration::from_secs(100));
+        memory.end_grace(&uid("stays"));
+        assert_eq!(memory.grace_left(&uid("stays")), None);
+    }
+
+    #[test]
+    fn a_memory_that_is_lost_believes_the_directory_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("served.json");
+        for damaged in [false, true] {
+            if damaged {
+                state_files::write(&path, b"{").unwrap();
+            }
+            let mut memory = Memory::open(path.clone());
+            memory.replace_lost([uid("published")].iter());
+            memory.replace_lost([uid("later")].iter());
+            assert!(memory.has_served(&uid("published")) && !memory.has_served(&uid("later")));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said_and_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("later");
+        let mut memory = Memory::open(missing.join("served.json"));
+        memory.serves(&uid("pod"));
+        memory.save();
+        assert!(memory.problem().is_some());
+        std::fs::create_dir(&missing).unwrap();
+        memory.save();
+        assert_eq!(memory.problem(), None);
+        assert!(Memory::open(missing.join("served.json")).has_served(&uid("pod")));
+    }
+}
