@@ -1,7 +1,7 @@
 //! Builds the product.
 
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::say::Step;
 use crate::shell::{self, Context as _, Done, Failure};
@@ -23,23 +23,29 @@ pub(crate) fn mantle(profile: Profile) -> Done<PathBuf> {
     });
     let mut cargo = shell::cargo();
     // The whole workspace, so that dependencies get the same features, and one build, as in the tests.
-    cargo.args(["build", "--locked", "--workspace", "--bins", "--message-format=json-render-diagnostics"]);
+    cargo.args(["build", "--locked", "--workspace", "--bins"]);
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    if !output.status.success() {
-        return Err(Failure::new(format!("`{}` ended with {}", shell::words(&cargo), output.status)));
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let path = messages.lines().find_map(|line| executable(line, "mantle"));
-    let path = path.ok_or_else(|| Failure::new("cargo built no `mantle`"))?;
+    let path = executable(&mut cargo, "mantle")?;
     step.done();
     Ok(path)
 }
 
+/// Runs cargo, which builds, and says where the executable `name` is that it built.
+pub(crate) fn executable(cargo: &mut Command, name: &str) -> Done<PathBuf> {
+    cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = cargo.output().context("cannot start cargo")?;
+    if !output.status.success() {
+        return Err(Failure::new(format!("`{}` ended with {}", shell::words(cargo), output.status)));
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let path = messages.lines().find_map(|line| path_in(line, name));
+    path.ok_or_else(|| Failure::new(format!("cargo built no `{name}`")))
+}
+
 /// The path in cargo's message about the executable `name`, if `message` is that one.
-fn executable(message: &str, name: &str) -> Option<PathBuf> {
+fn path_in(message: &str, name: &str) -> Option<PathBuf> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
     if message["target"]["name"] != name {
         return None;
@@ -49,15 +55,15 @@ fn executable(message: &str, name: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::executable;
+    use super::path_in;
     use std::path::PathBuf;
 
     #[test]
     fn finds_the_executable_in_cargos_messages() {
         let message = r#"{"reason":"compiler-artifact","target":{"name":"mantle"},"executable":"/t/debug/mantle"}"#;
-        assert_eq!(executable(message, "mantle"), Some(PathBuf::from("/t/debug/mantle")));
-        assert_eq!(executable(message, "xtask"), None);
-        assert_eq!(executable(r#"{"target":{"name":"mantle"},"executable":null}"#, "mantle"), None);
-        assert_eq!(executable("not json", "mantle"), None);
+        assert_eq!(path_in(message, "mantle"), Some(PathBuf::from("/t/debug/mantle")));
+        assert_eq!(path_in(message, "xtask"), None);
+        assert_eq!(path_in(r#"{"target":{"name":"mantle"},"executable":null}"#, "mantle"), None);
+        assert_eq!(path_in("not json", "mantle"), None);
     }
 }

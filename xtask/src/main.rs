@@ -15,6 +15,7 @@ mod setup;
 mod shell;
 mod test;
 mod tidy;
+mod vm;
 mod world;
 
 use std::process::ExitCode;

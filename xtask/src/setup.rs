@@ -21,6 +21,8 @@ pub(crate) enum For {
     World,
     /// Try real programs in that world.
     Programs,
+    /// Boot other kernels in virtual machines.
+    Machines,
     /// Judge the dependencies.
     Checks,
 }
@@ -35,6 +37,9 @@ pub(crate) fn run(purposes: &[For]) -> Done {
     }
     if purposes.contains(&For::Programs) {
         packages::install(&packages::PROGRAMS)?;
+    }
+    if purposes.contains(&For::Machines) {
+        packages::install(&packages::MACHINES)?;
     }
     let mut found = Vec::new();
     if purposes.contains(&For::Build) {

@@ -1,14 +1,14 @@
 //! `cargo xtask test`: the tiers, and how many tests passed in all.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::setup::For;
 use crate::shell::{self, Context as _, Done, Failure};
-use crate::{build, ci, say, setup};
+use crate::{build, ci, say, setup, vm};
 
 /// The package whose integration tests need the kernel.
 const KERNEL_TESTS: &str = "agent-tests";
@@ -17,19 +17,26 @@ const KERNEL_TESTS: &str = "agent-tests";
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Only this tier's tests; without it every check that CI makes.
+    #[command(subcommand)]
     tier: Option<Tier>,
-    /// Only tests whose name holds this text.
-    #[arg(requires = "tier")]
-    filter: Option<String>,
 }
 
 /// A kind of tests, by what they need.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(clap::Subcommand)]
 enum Tier {
     /// Unit and property tests, no privileges.
-    Unit,
+    Unit(Filter),
     /// The real kernel programs between network namespaces: root.
-    Kernel,
+    Kernel(Filter),
+    /// The core of the kernel tests under Debian's packaged kernels, in virtual machines: root, and some minutes.
+    Vm(vm::Arguments),
+}
+
+/// Which tests.
+#[derive(clap::Args)]
+struct Filter {
+    /// Only tests whose name holds this text.
+    name: Option<String>,
 }
 
 /// How many tests passed and failed.
@@ -45,7 +52,7 @@ impl Count {
         say::plain(format!("\n{} passed, {} failed", self.passed, self.failed));
     }
 
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
     }
@@ -53,18 +60,18 @@ impl Count {
 
 /// Runs the tests that were asked for.
 pub(crate) fn run(arguments: &Arguments) -> Done {
-    let Some(tier) = arguments.tier else {
-        return ci::run();
-    };
-    setup::run(match tier {
-        Tier::Unit => &[For::Build],
-        Tier::Kernel => &[For::Build, For::World, For::Programs],
-    })?;
     let mut count = Count::default();
-    let filter = arguments.filter.as_deref();
-    let outcome = match tier {
-        Tier::Unit => unit(filter, &mut count),
-        Tier::Kernel => kernel(filter, &mut count),
+    let outcome = match &arguments.tier {
+        None => return ci::run(),
+        Some(Tier::Vm(arguments)) => return vm::run(arguments),
+        Some(Tier::Unit(filter)) => {
+            setup::run(&[For::Build])?;
+            unit(filter.name.as_deref(), &mut count)
+        }
+        Some(Tier::Kernel(filter)) => {
+            setup::run(&[For::Build, For::World, For::Programs])?;
+            kernel(filter.name.as_deref(), &mut count)
+        }
     };
     count.say();
     outcome
@@ -87,6 +94,13 @@ pub(crate) fn kernel(filter: Option<&str>, count: &mut Count) -> Done {
         return Err(Failure::new(format!("{KERNEL_TESTS} has no tests")));
     }
     counted(cargo.args(tests).env("MANTLE_BIN", mantle), count)
+}
+
+/// Builds the kernel tests named `name`, and says where they are.
+pub(crate) fn executable(name: &str) -> Done<PathBuf> {
+    let mut cargo = shell::cargo();
+    cargo.args(["test", "--locked", "--workspace", "--test", name, "--no-run"]);
+    build::executable(&mut cargo, name)
 }
 
 /// The arguments that choose the integration tests of these packages. Cargo could choose by package, but would then
@@ -124,7 +138,7 @@ fn counted(cargo: &mut Command, count: &mut Count) -> Done {
 }
 
 /// The numbers of a test runner's closing line.
-fn result(line: &str) -> Option<Count> {
+pub(crate) fn result(line: &str) -> Option<Count> {
     let rest = line.trim().strip_prefix("test result: ")?;
     let number = |name: &str| {
         let before = rest.split(name).next()?.trim_end();

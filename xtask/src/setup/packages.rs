@@ -53,6 +53,14 @@ pub(super) const PROGRAMS: [Package; 10] = [
     program("golang-go", "go"),
 ];
 
+/// What boots other kernels, and unpacks them.
+pub(super) const MACHINES: [Package; 4] = [
+    program("qemu-system-x86", "qemu-system-x86_64"),
+    program("busybox-static", "busybox"),
+    program("cpio", "cpio"),
+    program("kmod", "depmod"),
+];
+
 const fn program(name: &'static str, program: &'static str) -> Package {
     Package { name, gives: Gives::Program(program), service: None }
 }
