@@ -179,7 +179,7 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = Workers::start(capture.hearts(threads), &plane).map_err(system("cannot start the data plane"))?;
-    let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted);
+    let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted, config.watchdog);
     let adopted = enrolment.adopt(&plane.directory(), predecessor.is_some());
     adopted.map_err(system("cannot sort out the pinned state"))?;
     info!(instance = %config.capture.instance, node = %config.node, "started");

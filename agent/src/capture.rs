@@ -10,7 +10,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_common::{Endpoint, MAX_PODS, NO_POD, Netns};
+use agent_common::{Endpoint, MAX_PODS, NO_POD, Netns, PROBE_INDEX};
 use agent_core::directory::{Directory, Pod};
 use agent_core::identity::PodUid;
 use aya::maps::MapError;
@@ -20,6 +20,7 @@ use thiserror::Error;
 mod counters;
 mod dial;
 mod heartbeat;
+mod links;
 mod listener;
 mod maps;
 mod netlink;
@@ -28,12 +29,14 @@ mod pins;
 mod plain;
 mod pod;
 mod ports;
+mod probe;
 mod program;
 mod requirements;
 mod route;
 mod sockets;
 mod strangers;
 mod syscall;
+mod watchdog;
 
 pub use counters::Counts;
 pub use dial::{ApplicationDial, DialError};
@@ -41,13 +44,16 @@ pub use heartbeat::Heart;
 pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener, Steered};
 use pod::Known;
 pub use pod::{AttachError, Attached};
+pub use probe::ProbeError;
 pub use requirements::Missing;
 pub use strangers::Strangers;
+pub use watchdog::Fault;
 
 use maps::Maps;
 use netns::Namespace;
 use pins::Pins;
 use program::{PodPrograms, UnknownRule};
+use watchdog::Held;
 
 /// Where an instance's kernel state goes.
 #[derive(Clone, Debug)]
@@ -137,6 +143,7 @@ pub struct Capture {
     pods: HashMap<PodUid, Arc<Attached>>,
     pods_cgroup: Option<PathBuf>,
     strangers: Option<Strangers>,
+    held: Held,
     _log: Option<program::LogReader>,
 }
 
@@ -150,7 +157,7 @@ impl Capture {
         let cgroup = requirements::check(config).map_err(StartError::Missing)?;
         let pins = Pins::open(config, lock)?;
         let home = netns::home().map_err(|e| StartError::System("cannot open our own network namespace", e))?;
-        let node = node_namespace(&config.node_netns, &home);
+        let node = netns::node_namespace(&config.node_netns, &home);
         let pods_cgroup = config.pods_cgroup.as_ref().map(|path| cgroup.join(path));
         let rule = UnknownRule {
             cgroup: pods_cgroup.as_deref().and_then(strangers::id).unwrap_or(0),
@@ -159,7 +166,7 @@ impl Capture {
             allow: config.allow_unknown.into(),
         };
         let mut object = program::load(&pins, &rule)?;
-        program::attach_to_cgroup(&mut object, &pins, &cgroup)?;
+        let seats = program::attach_to_cgroup(&mut object, &pins, &cgroup)?;
         let log = program::LogReader::start(&mut object);
         let maps = Arc::new(Maps::take(&mut object)?);
         let own =
@@ -167,7 +174,9 @@ impl Capture {
         let forbidden = HashSet::from_iter(node.into_iter().chain([own]));
         let strangers = Some(Strangers::take(&mut object)?);
         let programs = PodPrograms::new(&pins);
-        Ok(Self { pins, maps, programs, home, forbidden, pods: HashMap::new(), pods_cgroup, strangers, _log: log })
+        let held = Held::new(program::pinned_maps(&pins)?, seats, cgroup, rule);
+        let pods = HashMap::new();
+        Ok(Self { pins, maps, programs, home, forbidden, pods, pods_cgroup, strangers, held, _log: log })
     }
 
     /// Who tells of unknown pods; once.
@@ -219,6 +228,11 @@ impl Capture {
         }
         let known = self.maps.all_netns()?;
         for (cookie, value) in &known {
+            if value.pod_index == PROBE_INDEX {
+                // An agent died while it probed.
+                self.maps.remove_netns(*cookie)?;
+                continue;
+            }
             let same = wanted.get(cookie) == Some(&value.uid);
             let listed = unreachable.contains(&value.uid) || wanted.values().any(|uid| *uid == value.uid);
             if value.pod_index == NO_POD {
@@ -270,7 +284,8 @@ impl Capture {
             return Err(AttachError::NotThere(absent));
         }
         let known = self.known(&namespace, pod)?;
-        self.programs.attach(&self.pins, &namespace, known.index)?;
+        let seat = self.programs.attach(&self.pins, &namespace, known.index)?;
+        self.held.pods.insert(namespace.cookie(), seat);
         let attached = Arc::new(Attached::new(pod, namespace, known, Arc::clone(&self.maps))?);
         self.pods.insert(pod.uid.clone(), Arc::clone(&attached));
         // Only now, so that there is no moment without it.
@@ -296,7 +311,7 @@ impl Capture {
     /// # Errors
     /// The system's, if a map or pin can't be written.
     pub fn detach(&mut self, uid: &PodUid) -> io::Result<()> {
-        if let Some(pod) = self.pods.get(uid) {
+        if let Some(pod) = self.pods.get(uid).cloned() {
             self.forget_namespace(pod.cookie(), Some(pod.index()), self.afterwards(maps::uid_bytes(uid)))?;
         }
         self.forget_pod(uid, None)?;
@@ -328,7 +343,7 @@ impl Capture {
     }
 
     /// What the kernel knows of the pod in this namespace, or an index that is free.
-    fn known(&self, namespace: &Namespace, pod: &Pod) -> Result<Known, AttachError> {
+    fn known(&mut self, namespace: &Namespace, pod: &Pod) -> Result<Known, AttachError> {
         let known = self.maps.all_netns().map_err(AttachError::Kernel)?;
         let captured = |(cookie, value): &&(u64, Netns)| *cookie == namespace.cookie() && value.pod_index != NO_POD;
         if let Some((cookie, value)) = known.iter().find(captured) {
@@ -346,7 +361,7 @@ impl Capture {
 
     /// Forgets every namespace that the kernel knows as this pod's, but for the one that it is in now, if it is listed:
     /// also what an agent before this one attached, and this one could not.
-    fn forget_pod(&self, uid: &PodUid, but: Option<u64>) -> io::Result<()> {
+    fn forget_pod(&mut self, uid: &PodUid, but: Option<u64>) -> io::Result<()> {
         let known = self.maps.all_netns()?.into_iter();
         for (cookie, value) in known.filter(|(cookie, value)| value.uid == maps::uid_bytes(uid) && Some(*cookie) != but)
         {
@@ -361,7 +376,7 @@ impl Capture {
     }
 
     /// Removes what there is of a pod in a namespace; `afterwards` is what the kernel is to know of it instead.
-    fn forget_namespace(&self, cookie: u64, index: Option<u32>, afterwards: Option<Netns>) -> io::Result<()> {
+    fn forget_namespace(&mut self, cookie: u64, index: Option<u32>, afterwards: Option<Netns>) -> io::Result<()> {
         // The map first: without an enrolled entry both hooks leave the pod alone.
         match afterwards {
             Some(value) => self.maps.set_netns(cookie, &value).and_then(|()| self.maps.remove_connections(cookie))?,
@@ -372,19 +387,10 @@ impl Capture {
                 self.maps.clear_listener(index, slot)?;
             }
         }
+        self.held.pods.remove(&cookie);
         match std::fs::remove_file(self.pins.pod_link(cookie)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
-}
-
-/// The cookie of the node's own namespace, which can never be a pod's.
-fn node_namespace(path: &Path, home: &Arc<File>) -> Option<u64> {
-    let opened = Namespace::open(path, home);
-    // Without CAP_SYS_PTRACE; a pod's file would have to name that very namespace for it to matter.
-    let told = opened.inspect_err(|error| {
-        tracing::warn!(path = %path.display(), %error, "cannot open the node's network namespace: it is not told from a pod's");
-    });
-    told.ok().map(|node| node.cookie())
 }

@@ -25,6 +25,10 @@ use crate::directory::{Counted, PodState, PodStatus, Report};
 use crate::identity::Certificates;
 use crate::worker::{Leave, Workers};
 
+mod watchdog;
+
+use watchdog::Watch;
+
 /// How long a running pod may wait for its first certificate before its connections to the mesh are refused.
 const HOLD: Duration = Duration::from_secs(5);
 
@@ -44,6 +48,7 @@ pub struct Enrolment {
     /// The last revision that the kernel took whole.
     in_force: u64,
     retry: Option<Retry>,
+    watch: Watch,
 }
 
 /// What connections that are still under way need: the instance's lock, and certificates that are renewed.
@@ -77,14 +82,17 @@ struct Retry {
 }
 
 impl Enrolment {
-    /// Takes over the kernel state. `wanted` tells the identity part which pods need certificates.
+    /// Takes over the kernel state. `wanted` tells the identity part which pods need certificates; `watchdog` is how often
+    /// capture is looked at.
     pub fn new(
         node: String,
         capture: Capture,
         workers: Workers,
         wanted: watch::Sender<Vec<(PodUid, SpiffeId)>>,
+        watchdog: Duration,
     ) -> Self {
-        Self { node, capture, workers, wanted, pods: HashMap::new(), refused: HashMap::new(), in_force: 0, retry: None }
+        let (pods, refused, watch) = (HashMap::new(), HashMap::new(), Watch::new(watchdog));
+        Self { node, capture, workers, wanted, pods, refused, in_force: 0, retry: None, watch }
     }
 
     /// Detaches what the pins hold beyond the directory. Once, before the first [`Self::apply`]; `lives` if the agent before
@@ -100,7 +108,7 @@ impl Enrolment {
     /// Whether every pod serves that can: has its place and its certificate.
     pub fn is_serving(&self, certificates: &Certificates) -> bool {
         let mut able = self.pods.values().filter(|pod| certificates.get(&pod.pod.uid).is_some());
-        able.all(|pod| pod.stage == Stage::Serving)
+        able.all(|pod| pod.stage == Stage::Serving && self.watch.trouble(&pod.pod.uid).is_none())
     }
 
     /// The instance's lock, for a successor.
@@ -110,7 +118,8 @@ impl Enrolment {
 
     /// Puts the listeners back: a successor had its own in their place, and failed.
     pub async fn resume(&mut self) {
-        // The successor may have told the kernel of threads that this agent does not have.
+        // What the successor has put into our links, and what it has told the kernel of its threads, ends with it.
+        drop(self.capture.inspect());
         self.pods.values_mut().for_each(Enrolled::write);
         self.workers.return_all().await;
     }
@@ -118,6 +127,7 @@ impl Enrolment {
     /// Brings the node to what directory and certificates say. Idempotent: to be called on every change of either, and
     /// when [`Self::next_deadline`] comes.
     pub async fn apply(&mut self, directory: &Directory, certificates: &Certificates) -> Report {
+        self.look_if_due().await;
         let own: Vec<Arc<Pod>> = directory.pods_on(&self.node).map(|pod| owned(directory, pod)).collect();
         let mut problems = self.detach_gone(&own).await;
         self.attach_listed(&own).await;
@@ -142,7 +152,8 @@ impl Enrolment {
         let deaf = self.pods.values().any(|pod| pod.deaf.is_some());
         self.retry_if(!problems.is_empty() || deaf || !self.refused.is_empty());
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
-        Report { revision: self.in_force, problem, pods: self.status(&own, certificates) }
+        let capture_problem = self.watch.problem();
+        Report { revision: self.in_force, problem, capture_problem, pods: self.status(&own, certificates) }
     }
 
     /// Who tells of unknown pods; once.
@@ -191,7 +202,7 @@ impl Enrolment {
     /// When [`Self::apply`] is due without any change.
     pub fn next_deadline(&self) -> Option<Instant> {
         let held = self.pods.values().filter(|pod| pod.stage == Stage::Held);
-        held.map(|pod| pod.since + HOLD).chain(self.retry.map(|retry| retry.at)).min()
+        held.map(|pod| pod.since + HOLD).chain(self.retry.map(|retry| retry.at)).chain([self.watch.due()]).min()
     }
 
     fn retry_if(&mut self, needed: bool) {
@@ -209,6 +220,7 @@ impl Enrolment {
     /// place. Kernel state stays.
     pub async fn close(mut self, how: Leave) -> Closed {
         self.workers.stop_all(how).await;
+        self.capture.let_go();
         Closed { _capture: self.capture, _wanted: self.wanted }
     }
 
@@ -325,7 +337,10 @@ impl Enrolment {
         let (state, reason) = match self.pods.get(&pod.uid) {
             _ if self.refused.contains_key(&pod.uid) => (PodState::Refused, self.refused.get(&pod.uid).cloned()),
             None => (PodState::Refused, None),
-            Some(enrolled) if enrolled.stage == Stage::Serving => (PodState::Serving, None),
+            Some(enrolled) if enrolled.stage == Stage::Serving => match self.watch.trouble(&pod.uid) {
+                None => (PodState::Serving, None),
+                Some(trouble) => (PodState::Certified, Some(trouble)),
+            },
             Some(enrolled) if certificates.get(&pod.uid).is_some() => (PodState::Certified, enrolled.deaf.clone()),
             Some(_) => (PodState::Attached, certificates.refusal(&pod.uid).map(str::to_owned)),
         };

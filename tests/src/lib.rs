@@ -23,6 +23,7 @@ mod twice;
 mod world;
 
 pub mod failure;
+pub mod tamper;
 pub mod traffic;
 pub mod wait;
 

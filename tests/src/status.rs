@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::failure::Must as _;
 use crate::world::Pod;
 
 /// One `status.json`.
@@ -32,6 +33,19 @@ impl Status {
     /// What is wrong with the directory or the kernel.
     pub fn problem(&self) -> Option<&str> {
         self.0["problem"].as_str()
+    }
+
+    /// Whether links and a probe were as they should be when they were looked at last.
+    ///
+    /// # Panics
+    /// If the status does not say.
+    pub fn capture_ok(&self) -> bool {
+        self.0["capture_ok"].as_bool().must("every status says whether capture works")
+    }
+
+    /// What was not.
+    pub fn capture_problem(&self) -> Option<&str> {
+        self.0["capture_problem"].as_str()
     }
 
     /// How far the agent is with a pod: `attached`, `certified`, `serving`, `refused`. None if it is not its own.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,8 @@ pub struct Attached {
     index: u32,
     was_enrolled: bool,
     thread: AtomicU32,
+    /// What `NETNS` was last told that the pod is; 0 = nothing yet.
+    state: AtomicU8,
     /// The IPv6 capture range is local in the namespace.
     pub(super) has_v6_range: bool,
     pub(super) namespace: Namespace,
@@ -103,6 +105,7 @@ impl Attached {
             index: known.index,
             was_enrolled: known.was_enrolled,
             thread: AtomicU32::new(known.thread),
+            state: AtomicU8::new(0),
             has_v6_range: pod.addresses.iter().any(IpAddr::is_ipv6) && add_v6_range(pod, &namespace),
             namespace,
             ports,
@@ -170,7 +173,22 @@ impl Attached {
             primary6: self.primary(IpAddr::is_ipv6),
             uid: uid_bytes(&self.uid),
         };
-        self.maps.set_netns(self.namespace.cookie(), &value)
+        self.maps.set_netns(self.namespace.cookie(), &value)?;
+        self.state.store(state, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the kernel knows of the pod what it was told last.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn is_known(&self) -> io::Result<bool> {
+        let told = self.state.load(Ordering::Relaxed);
+        let known = self
+            .maps
+            .netns(self.cookie())?
+            .is_some_and(|known| (known.state, known.pod_index, known.uid) == (told, self.index, uid_bytes(&self.uid)));
+        Ok(known || told == 0)
     }
 
     /// Refuses the pod's connects to a destination for a while: what came of the last one is known.

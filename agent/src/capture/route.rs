@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 
 use agent_common::CAPTURE_NET6;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -27,6 +28,14 @@ pub(super) fn add_v6_range() -> io::Result<()> {
 /// Takes the range away again, in the namespace that the calling thread is in.
 pub(super) fn remove_v6_range() -> io::Result<()> {
     ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRoute(range()?), NLM_F_ACK, drop)
+}
+
+/// Brings loopback up in the namespace that the calling thread is in.
+pub(super) fn loopback_up() -> io::Result<()> {
+    let mut loopback = LinkMessage::default();
+    loopback.header.index = if_nametoindex("lo")?;
+    (loopback.header.flags, loopback.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
+    ask(NETLINK_ROUTE, RouteNetlinkMessage::SetLink(loopback), NLM_F_ACK, drop)
 }
 
 fn range() -> io::Result<RouteMessage> {

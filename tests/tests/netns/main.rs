@@ -29,4 +29,5 @@ mod silence;
 mod start;
 mod strict;
 mod unknown_pods;
+mod watchdog;
 mod wire;
