@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::capture::{Capture, StartError, Strangers};
 use crate::config::Config;
-use crate::directory::{Report, Source, SourceError, StatusFile};
+use crate::directory::{Counted, Report, Source, SourceError, StatusFile};
 use crate::drain::{self, Drained};
 use crate::enrolment::Enrolment;
 use crate::handover::{self, Door, HandOverError, Inheritance, Predecessor, Successor, Taken};
@@ -164,7 +164,7 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     let inherited = heir.as_ref().map(|heir| heir.directory.as_str());
     let source = Source::start(&config.directory, &config.trust_domain, inherited)?;
     let capture = Capture::start(&config.capture, lock)?;
-    let (records, writer) = Writer::start(&config.node, &config.records)?;
+    let (records, writer) = Writer::start(&config.node, &config.records, &ledger(&config))?;
     let (trigger, drain) = drain::channel();
     let estate = heir.map(|heir| heir.estate).unwrap_or_default();
     let (wanted, wanted_pods) = watch::channel(estate.wanted());
@@ -214,6 +214,11 @@ fn socket(config: &Config) -> PathBuf {
     config.capture.run_dir.join(format!("{}.sock", config.capture.instance))
 }
 
+/// Where the instance's agents count the records that they owe.
+fn ledger(config: &Config) -> PathBuf {
+    config.capture.run_dir.join(format!("{}.records-1", config.capture.instance))
+}
+
 /// What an agent does while it serves.
 struct Duty {
     enrolment: Enrolment,
@@ -239,7 +244,7 @@ impl Duty {
             let applied = self.enrolment.apply(&snapshot, &held).await;
             let told = problem.borrow_and_update().clone();
             let report = Report { problem: told.or(applied.problem), ..applied };
-            self.status.write(&report, &self.enrolment.counted());
+            self.status.write(&report, &self.counted());
             let ready = |&mut (_, until): &mut (Predecessor, Instant)| {
                 until <= Instant::now() || self.enrolment.is_serving(&held)
             };
@@ -265,11 +270,15 @@ impl Duty {
                     found = unknown(&mut strangers) => self.enrolment.classify(&found, &snapshot),
                     _ = now_and_then.tick() => {
                         self.enrolment.forget_gone();
-                        self.status.write(&report, &self.enrolment.counted());
+                        self.status.write(&report, &self.counted());
                     }
                 }
             }
         }
+    }
+
+    fn counted(&self) -> Counted {
+        Counted { records_lost: self.plane.records.lost().into(), ..self.enrolment.counted() }
     }
 
     /// Gives a successor everything, and waits until it serves. False if it does not: all goes on as before.

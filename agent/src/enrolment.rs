@@ -196,6 +196,7 @@ impl Enrolment {
         Counted {
             refusals: read(self.capture.refusals()).into_iter().collect(),
             waivers: read(self.capture.waivers()).into_iter().collect(),
+            ..Counted::default()
         }
     }
 

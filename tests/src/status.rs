@@ -73,6 +73,11 @@ impl Status {
         self.0["waivers"][choice].as_u64().unwrap_or_default()
     }
 
+    /// How many records will never be written for this reason.
+    pub fn records_lost(&self, reason: &str) -> u64 {
+        self.0["records_lost"][reason].as_u64().unwrap_or_default()
+    }
+
     fn of(&self, uid: &str) -> Option<&Value> {
         self.0["pods"].as_array()?.iter().find(|found| found["uid"] == uid)
     }

@@ -44,6 +44,8 @@ pub struct Counted {
     pub refusals: BTreeMap<&'static str, u64>,
     /// Connections to the mesh that passed in the clear because that was chosen.
     pub waivers: BTreeMap<&'static str, u64>,
+    /// Records of connections that will never be written.
+    pub records_lost: BTreeMap<&'static str, u64>,
 }
 
 /// What an agent says of itself.

@@ -54,14 +54,19 @@ fn the_status_is_replaced_whole() {
         state: PodState::Refused,
         reason: Some("no".into()),
     };
-    let counted = Counted { refusals: [("strict", 2)].into(), waivers: [("fail_open", 0)].into() };
+    let counted = Counted {
+        refusals: [("strict", 2)].into(),
+        waivers: [("fail_open", 0)].into(),
+        records_lost: [("agent_died", 1)].into(),
+    };
     status.write(&Report { revision: 7, problem: None, capture_problem: None, pods: vec![pod] }, &counted);
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(
         text,
         "{\"instance\":\"i\",\"node\":\"n\",\"revision\":7,\"problem\":null,\"capture_ok\":true,\
          \"capture_problem\":null,\"pods\":[{\"uid\":\"u-1\",\"pod\":\
-         \"shop/web\",\"state\":\"refused\",\"reason\":\"no\"}],\"refusals\":{\"strict\":2},\"waivers\":{\"fail_open\":0}}\n"
+         \"shop/web\",\"state\":\"refused\",\"reason\":\"no\"}],\"refusals\":{\"strict\":2},\"waivers\":{\"fail_open\":0},\
+         \"records_lost\":{\"agent_died\":1}}\n"
     );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

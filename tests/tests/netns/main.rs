@@ -18,6 +18,7 @@ mod identity;
 mod ipv6;
 mod killed;
 mod load;
+mod lost_records;
 mod non_mesh;
 mod peer_addresses;
 mod refused_before;
