@@ -45,15 +45,15 @@ pub enum ProbeError {
     #[error("a probe cannot be made: {0}")]
     Attach(#[from] AttachError),
     /// `connect` did what it would have done without us, or was refused.
-    #[error("a probe's connect to {to} was not captured: {saw}")]
+    #[error("a probe's connect to {} was not captured: {saw}", .to.ip())]
     NotCaptured {
         /// Where to.
         to: SocketAddr,
         /// What `connect(2)` said.
         saw: io::Error,
     },
-    /// It was captured, and went elsewhere.
-    #[error("a probe's connection to {to} was captured, and did not reach the agent: {saw}")]
+    /// It went elsewhere.
+    #[error("a probe's connection to {} did not reach the agent: {saw}", .to.ip())]
     NotDelivered {
         /// Where to.
         to: SocketAddr,
@@ -61,7 +61,7 @@ pub enum ProbeError {
         saw: io::Error,
     },
     /// The agent does not know where it was to go.
-    #[error("a probe's connection to {to} arrived as one to {as_to:?}")]
+    #[error("a probe's connection to {} arrived as one to {as_to:?}", .to.ip())]
     Misdirected {
         /// Where to.
         to: SocketAddr,
@@ -69,7 +69,7 @@ pub enum ProbeError {
         as_to: Option<SocketAddr>,
     },
     /// The application would see the agent.
-    #[error("a probe's connection to {to} shows {shown} as its peer")]
+    #[error("a probe's connection to {} shows {shown} as its peer", .to.ip())]
     WrongPeer {
         /// Where to.
         to: SocketAddr,

@@ -175,7 +175,7 @@ fn a_program_that_leads_connections_elsewhere_is_noticed_by_the_probe() {
     let thief = Rewriter::attach(Some(&here), "0.0.0.0:0".parse().unwrap(), "127.0.0.1:9".parse().unwrap());
     let status = until_noticed(&mut mesh, Side::A);
     let problem = status.capture_problem().unwrap();
-    assert!(problem.contains("a probe's connect to 192.0.0.8:"), "{problem}");
+    assert!(problem.contains("a probe's connection to 192.0.0.8 did not reach the agent"), "{problem}");
     assert_ne!(status.state(&client), Some("serving"));
     drop(thief);
     until_ok(&mut mesh, Side::A);
