@@ -82,6 +82,9 @@ pub const UID_LEN: usize = 64;
 /// How many data plane threads one instance can have, each with its entry in `HEARTBEAT`.
 pub const MAX_THREADS: u32 = 64;
 
+/// The entry of `HEARTBEAT` behind those of the data plane threads: the agent's probe of itself.
+pub const PROBE_THREAD: u32 = MAX_THREADS;
+
 /// How often a data plane thread writes the time into its entry of `HEARTBEAT`, in nanoseconds.
 pub const BEAT_NS: u64 = 500_000_000;
 
@@ -90,6 +93,9 @@ pub const HUNG_NS: u64 = 2_000_000_000;
 
 /// How many pods one instance can hold; the listeners' map has [`listener_slot`]s for each.
 pub const MAX_PODS: u32 = 1024;
+
+/// [`Netns::pod_index`] behind those of the pods: the namespace from which the agent probes its own capture.
+pub const PROBE_INDEX: u32 = MAX_PODS;
 
 /// [`Netns::state`]: the pod's connections are captured.
 pub const STATE_ENROLLED: u8 = 1;

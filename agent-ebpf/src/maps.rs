@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 use agent_common::{
-    Addr, COUNTERS as COUNTER_COUNT, Counter, Endpoint, Flow, FlowKey, MAX_PODS, MAX_THREADS, Mesh, Netns, Probe,
+    Addr, COUNTERS as COUNTER_COUNT, Counter, Endpoint, Flow, FlowKey, Mesh, Netns, PROBE_INDEX, PROBE_THREAD, Probe,
     Refused, SLOTS_PER_POD, Stranger,
 };
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
@@ -42,9 +42,9 @@ pub static DIALS: HashMap<FlowKey, Endpoint, 65_536, NO_PREALLOC> = HashMap::new
 #[btf_map]
 pub static INSIDE: LruHashMap<FlowKey, u32, 16_384> = LruHashMap::new();
 
-/// The agent's listeners, for each pod a pair of each address family. A closed listener leaves its slot by itself.
+/// The agent's listeners, for each pod (and the probe) a pair of each address family. A closed listener leaves its slot by itself.
 #[btf_map]
-pub static LISTENERS: SockMap<{ (MAX_PODS * SLOTS_PER_POD) as usize }> = SockMap::new();
+pub static LISTENERS: SockMap<{ ((PROBE_INDEX + 1) * SLOTS_PER_POD) as usize }> = SockMap::new();
 
 /// Marks the agent's own sockets. Only the agent can write it, so no pod can forge it.
 #[btf_map]
@@ -60,7 +60,7 @@ pub static CAPTURED: SkStorage<Flow> = SkStorage::new();
 
 /// When each of the agent's data plane threads last said that it lives, in nanoseconds of `bpf_ktime_get_ns`.
 #[btf_map]
-pub static HEARTBEAT: Array<u64, { MAX_THREADS as usize }> = Array::new();
+pub static HEARTBEAT: Array<u64, { (PROBE_THREAD + 1) as usize }> = Array::new();
 
 /// Tells the agent of namespaces that it has to classify.
 #[btf_map]

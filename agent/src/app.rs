@@ -18,9 +18,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::capture::{Capture, StartError, Strangers};
 use crate::config::Config;
-use crate::directory::{Report, Source, SourceError, StatusFile};
+use crate::directory::{Counted, Report, Source, SourceError, StatusFile};
 use crate::drain::{self, Drained};
-use crate::enrolment::Enrolment;
+use crate::enrolment::{Enrolment, Looks};
 use crate::handover::{self, Door, HandOverError, Inheritance, Predecessor, Successor, Taken};
 use crate::identity::{self, Identity, IdentityError};
 use crate::legacy::Look;
@@ -165,7 +165,7 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     let inherited = heir.as_ref().map(|heir| heir.directory.as_str());
     let source = Source::start(&config.directory, &config.trust_domain, inherited)?;
     let capture = Capture::start(&config.capture, lock)?;
-    let (records, writer) = Writer::start(&config.node, &config.records)?;
+    let (records, writer) = Writer::start(&config.node, &config.records, &ledger(&config))?;
     let (trigger, drain) = drain::channel();
     let estate = heir.map(|heir| heir.estate).unwrap_or_default();
     let (wanted, wanted_pods) = watch::channel(estate.wanted());
@@ -180,7 +180,8 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = Workers::start(capture.hearts(threads), &plane).map_err(system("cannot start the data plane"))?;
-    let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted, config.legacy.clone());
+    let looks = Looks { older: config.legacy.clone(), capture: config.watchdog };
+    let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted, looks);
     let adopted = enrolment.adopt(&plane.directory(), predecessor.is_some());
     adopted.map_err(system("cannot sort out the pinned state"))?;
     info!(instance = %config.capture.instance, node = %config.node, "started");
@@ -215,6 +216,11 @@ fn socket(config: &Config) -> PathBuf {
     config.capture.run_dir.join(format!("{}.sock", config.capture.instance))
 }
 
+/// Where the instance's agents count the records that they owe.
+fn ledger(config: &Config) -> PathBuf {
+    config.capture.run_dir.join(format!("{}.records-1", config.capture.instance))
+}
+
 /// What an agent does while it serves.
 struct Duty {
     enrolment: Enrolment,
@@ -240,7 +246,7 @@ impl Duty {
             let applied = self.enrolment.apply(&snapshot, &held).await;
             let told = problem.borrow_and_update().clone();
             let report = Report { problem: told.or(applied.problem), ..applied };
-            self.status.write(&report, &self.enrolment.counted());
+            self.status.write(&report, &self.counted());
             let ready = |&mut (_, until): &mut (Predecessor, Instant)| {
                 until <= Instant::now() || self.enrolment.is_serving(&held)
             };
@@ -267,11 +273,15 @@ impl Duty {
                     _ = now_and_then.tick() => {
                         self.enrolment.forget_gone();
                         self.enrolment.look(&snapshot, Look::Again);
-                        self.status.write(&report, &self.enrolment.counted());
+                        self.status.write(&report, &self.counted());
                     }
                 }
             }
         }
+    }
+
+    fn counted(&self) -> Counted {
+        Counted { records_lost: self.plane.records.lost().into(), ..self.enrolment.counted() }
     }
 
     /// Gives a successor everything, and waits until it serves. False if it does not: all goes on as before.

@@ -7,21 +7,19 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_common::{Endpoint, MAX_PODS, NO_POD, Netns};
+use agent_common::{Endpoint, MAX_PODS, NO_POD, Netns, PROBE_INDEX};
 use agent_core::directory::{Directory, Pod};
 use agent_core::identity::PodUid;
-use aya::maps::MapError;
-use aya::programs::ProgramError;
-use thiserror::Error;
 
 mod connections;
 mod counters;
 mod dial;
 mod heartbeat;
 mod hosted;
+mod links;
 mod listener;
 mod maps;
 mod netlink;
@@ -35,9 +33,12 @@ mod probes;
 mod program;
 mod requirements;
 mod route;
+mod self_test;
 mod sockets;
+mod start_error;
 mod strangers;
 mod syscall;
+mod watchdog;
 
 pub use connections::{DestroyError, Listed, OpenConnection};
 pub use counters::Counts;
@@ -47,12 +48,16 @@ pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundLi
 use pod::Known;
 pub use pod::{AttachError, Attached};
 pub use requirements::Missing;
+pub use self_test::SelfTestError;
+pub use start_error::StartError;
 pub use strangers::Strangers;
+pub use watchdog::Fault;
 
 use maps::Maps;
 use netns::Namespace;
 use pins::Pins;
 use program::{PodPrograms, UnknownRule};
+use watchdog::Held;
 
 /// Where an instance's kernel state goes.
 #[derive(Clone, Debug)]
@@ -73,64 +78,6 @@ pub struct CaptureConfig {
     pub allow_unknown: bool,
 }
 
-/// Why capture can't start. Pins are untouched by every one of these.
-#[derive(Debug, Error)]
-pub enum StartError {
-    /// The machine or the process lacks what capture needs.
-    #[error("this machine or process lacks what capture needs:\n{}", requirements::list(.0))]
-    Missing(Vec<Missing>),
-    /// Another agent holds the instance's lock.
-    #[error("another agent runs as this instance (it holds {}); stop it, or choose another `instance`", .0.display())]
-    InUse(PathBuf),
-    /// The pins are another version's.
-    #[error(
-        "{} was made by another version with another layout; drain the node and run `mantle agent cleanup` first",
-        .0.display()
-    )]
-    OtherLayout(PathBuf),
-    /// The lock file can't be had.
-    #[error("cannot take the instance's lock {}: {source}", path.display())]
-    Lock {
-        /// The lock file or its directory.
-        path: PathBuf,
-        /// The system's word.
-        source: io::Error,
-    },
-    /// The pins can't be read or made.
-    #[error("cannot use the pins in {}: {source}", path.display())]
-    Pins {
-        /// The pin or its directory.
-        path: PathBuf,
-        /// The system's word.
-        source: io::Error,
-    },
-    /// The object with the kernel programs was refused.
-    #[error("the kernel refuses the maps or the object: {0}")]
-    Object(#[from] aya::EbpfError),
-    /// A map is not what it should be.
-    #[error("map {0}: {1}")]
-    Map(&'static str, MapError),
-    /// A program was refused or can't be attached.
-    #[error("program {0}: {1}")]
-    Program(&'static str, Box<ProgramError>),
-    /// A link does not sit where it was attached.
-    #[error("the link of {0} does not sit at the cgroup root after attaching; capture would not be effective")]
-    Ineffective(&'static str),
-    /// Something else of the system's.
-    #[error("{0}: {1}")]
-    System(&'static str, io::Error),
-}
-
-impl StartError {
-    fn lock(path: &Path, source: io::Error) -> Self {
-        Self::Lock { path: path.to_owned(), source }
-    }
-
-    fn pins(path: &Path, source: io::Error) -> Self {
-        Self::Pins { path: path.to_owned(), source }
-    }
-}
-
 /// One instance's capture. Dropping it closes nothing in the kernel: links, maps and modes stay pinned, and without
 /// listeners in their slots they refuse.
 pub struct Capture {
@@ -141,8 +88,8 @@ pub struct Capture {
     forbidden: HashSet<u64>,
     pods: HashMap<PodUid, Arc<Attached>>,
     pods_cgroup: Option<PathBuf>,
-    told: pods_cgroup::Told,
     strangers: Option<Strangers>,
+    held: Held,
     _log: Option<program::LogReader>,
 }
 
@@ -166,7 +113,7 @@ impl Capture {
             allow: config.allow_unknown.into(),
         };
         let mut object = program::load(&pins, &rule)?;
-        program::attach_to_cgroup(&mut object, &pins, &cgroup)?;
+        let seats = program::attach_to_cgroup(&mut object, &pins, &cgroup)?;
         let log = program::LogReader::start(&mut object);
         let maps = Arc::new(Maps::take(&mut object)?);
         let own =
@@ -174,19 +121,9 @@ impl Capture {
         let forbidden = HashSet::from_iter(node.into_iter().chain([own]));
         let strangers = Some(Strangers::take(&mut object)?);
         let programs = PodPrograms::new(&pins);
-        let told = pods_cgroup::Told { root: cgroup, rule };
-        Ok(Self {
-            pins,
-            maps,
-            programs,
-            home,
-            forbidden,
-            pods: HashMap::new(),
-            pods_cgroup,
-            told,
-            strangers,
-            _log: log,
-        })
+        let held = Held::new(program::pinned_maps(&pins)?, seats, cgroup, rule);
+        let pods = HashMap::new();
+        Ok(Self { pins, maps, programs, home, forbidden, pods, pods_cgroup, strangers, held, _log: log })
     }
 
     /// Who tells of unknown pods; once.
@@ -238,6 +175,11 @@ impl Capture {
         }
         let known = self.maps.all_netns()?;
         for (cookie, value) in &known {
+            if value.pod_index == PROBE_INDEX {
+                // An agent died while it probed.
+                self.maps.remove_netns(*cookie)?;
+                continue;
+            }
             let same = wanted.get(cookie) == Some(&value.uid);
             let listed = unreachable.contains(&value.uid) || wanted.values().any(|uid| *uid == value.uid);
             if value.pod_index == NO_POD {
@@ -289,7 +231,8 @@ impl Capture {
             return Err(AttachError::NotThere(absent));
         }
         let known = self.known(&namespace, pod)?;
-        self.programs.attach(&self.pins, &namespace, known.index)?;
+        let seat = self.programs.attach(&self.pins, &namespace, known.index)?;
+        self.held.pods.insert(namespace.cookie(), seat);
         let attached = Arc::new(Attached::new(pod, namespace, known, Arc::clone(&self.maps))?);
         self.pods.insert(pod.uid.clone(), Arc::clone(&attached));
         // Only now, so that there is no moment without it.
@@ -315,7 +258,7 @@ impl Capture {
     /// # Errors
     /// The system's, if a map or pin can't be written.
     pub fn detach(&mut self, uid: &PodUid) -> io::Result<()> {
-        if let Some(pod) = self.pods.get(uid) {
+        if let Some(pod) = self.pods.get(uid).cloned() {
             self.forget_namespace(pod.cookie(), Some(pod.index()), self.afterwards(maps::uid_bytes(uid)))?;
         }
         self.forget_pod(uid, None)?;
@@ -347,7 +290,7 @@ impl Capture {
     }
 
     /// What the kernel knows of the pod in this namespace, or an index that is free.
-    fn known(&self, namespace: &Namespace, pod: &Pod) -> Result<Known, AttachError> {
+    fn known(&mut self, namespace: &Namespace, pod: &Pod) -> Result<Known, AttachError> {
         let known = self.maps.all_netns().map_err(AttachError::Kernel)?;
         let captured = |(cookie, value): &&(u64, Netns)| *cookie == namespace.cookie() && value.pod_index != NO_POD;
         if let Some((cookie, value)) = known.iter().find(captured) {
@@ -365,7 +308,7 @@ impl Capture {
 
     /// Forgets every namespace that the kernel knows as this pod's, but for the one that it is in now, if it is listed:
     /// also what an agent before this one attached, and this one could not.
-    fn forget_pod(&self, uid: &PodUid, but: Option<u64>) -> io::Result<()> {
+    fn forget_pod(&mut self, uid: &PodUid, but: Option<u64>) -> io::Result<()> {
         let known = self.maps.all_netns()?.into_iter();
         for (cookie, value) in known.filter(|(cookie, value)| value.uid == maps::uid_bytes(uid) && Some(*cookie) != but)
         {
@@ -380,7 +323,7 @@ impl Capture {
     }
 
     /// Removes what there is of a pod in a namespace; `afterwards` is what the kernel is to know of it instead.
-    fn forget_namespace(&self, cookie: u64, index: Option<u32>, afterwards: Option<Netns>) -> io::Result<()> {
+    fn forget_namespace(&mut self, cookie: u64, index: Option<u32>, afterwards: Option<Netns>) -> io::Result<()> {
         // The map first: without an enrolled entry both hooks leave the pod alone.
         match afterwards {
             Some(value) => self.maps.set_netns(cookie, &value).and_then(|()| self.maps.remove_connections(cookie))?,
@@ -391,6 +334,7 @@ impl Capture {
                 self.maps.clear_listener(index, slot)?;
             }
         }
+        self.held.pods.remove(&cookie);
         match std::fs::remove_file(self.pins.pod_link(cookie)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),

@@ -27,6 +27,8 @@ pub struct Config {
     pub records: PathBuf,
     /// How long connections have to end after SIGTERM.
     pub drain: Duration,
+    /// How often capture is looked at and probed.
+    pub watchdog: Duration,
     /// The kernel's part.
     pub capture: CaptureConfig,
     /// Certificates.
@@ -41,6 +43,9 @@ mod legacy;
 
 /// The far end closes a tunnel that has been idle for 60 s, and must never be the first.
 const LONGEST_IDLE: Duration = Duration::from_secs(45);
+
+/// A look at capture takes some milliseconds.
+const OFTEN_ENOUGH: Duration = Duration::from_millis(100);
 
 /// What `unknown` can say: whether pods that are not classified may connect to the mesh.
 const UNKNOWN: [(&str, bool); 2] = [("refuse", false), ("allow", true)];
@@ -77,6 +82,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let legacy = section.optional("legacy");
     let tunnel = section.optional("tunnel");
     let drain = section.optional("drain");
+    let watchdog = section.optional("watchdog");
     section.end(problems);
 
     let mut path = |node: &Node, what: &str| node.text(what, problems).map(|text| folder.join(text));
@@ -93,6 +99,8 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let tunnel = tunnel_config(tunnel, problems);
     let drain = drain.map_or(Some(Duration::from_secs(30)), |node| node.duration("`drain`", problems));
     let legacy = legacy::read(legacy, state_dir.as_deref(), problems);
+    let watchdog =
+        watchdog.map_or(Some(Duration::from_secs(10)), |node| node.duration_from(OFTEN_ENOUGH, "`watchdog`", problems));
     let ca = ca.and_then(|node| ca_section(node, folder, problems));
     let (node, trust_domain, (ca_address, join_token_file, ttl)) = (node?, trust_domain?, ca?);
     Some(Config {
@@ -100,6 +108,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
         status: status?,
         records: records?,
         drain: drain?,
+        watchdog: watchdog?,
         capture: capture?,
         legacy: legacy?,
         identity: IdentityConfig {

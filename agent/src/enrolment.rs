@@ -20,14 +20,18 @@ use agent_core::identity::{PodUid, SpiffeId};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use crate::capture::{Attached, Capture, Counts, Strangers};
-use crate::directory::{Counted, PodState, PodStatus, Report};
+use crate::capture::{Attached, Capture, Strangers};
+use crate::directory::Report;
 use crate::identity::Certificates;
 use crate::legacy::{LegacyConfig, Look, Watch};
 use crate::worker::{Leave, Workers};
 
 mod leaving;
 mod older;
+mod status;
+mod watchdog;
+
+use watchdog::Watchdog;
 
 /// How long a running pod may wait for its first certificate before its connections to the mesh are refused.
 const HOLD: Duration = Duration::from_secs(5);
@@ -49,6 +53,15 @@ pub struct Enrolment {
     /// The last revision that the kernel took whole.
     in_force: u64,
     retry: Option<Retry>,
+    watchdog: Watchdog,
+}
+
+/// What the agent looks at now and then, whether the directory changes or not.
+pub struct Looks {
+    /// What becomes of connections that are older than an enrolment.
+    pub older: LegacyConfig,
+    /// How often capture itself is proved.
+    pub capture: Duration,
 }
 
 /// What connections that are still under way need: the instance's lock, and certificates that are renewed.
@@ -82,17 +95,19 @@ struct Retry {
 }
 
 impl Enrolment {
-    /// Takes over the kernel state. `wanted` tells the identity part which pods need certificates.
+    /// Takes over the kernel state. `wanted` tells the identity part which pods need certificates; `watchdog` is how often
+    /// capture is looked at.
     pub fn new(
         node: String,
         capture: Capture,
         workers: Workers,
         wanted: watch::Sender<Vec<(PodUid, SpiffeId)>>,
-        legacy: LegacyConfig,
+        looks: Looks,
     ) -> Self {
-        let watch = Watch::new(&node, legacy, capture.can_destroy());
+        let watch = Watch::new(&node, looks.older, capture.can_destroy());
+        let watchdog = Watchdog::new(looks.capture);
         let (pods, refused) = (HashMap::new(), HashMap::new());
-        Self { node, capture, workers, wanted, watch, pods, refused, in_force: 0, retry: None }
+        Self { node, capture, workers, wanted, watch, watchdog, pods, refused, in_force: 0, retry: None }
     }
 
     /// Detaches what the pins hold beyond the directory. Once, before the first [`Self::apply`]; `lives` if the agent before
@@ -108,7 +123,7 @@ impl Enrolment {
     /// Whether every pod serves that can: has its place and its certificate.
     pub fn is_serving(&self, certificates: &Certificates) -> bool {
         let mut able = self.pods.values().filter(|pod| certificates.get(&pod.pod.uid).is_some());
-        able.all(|pod| pod.stage == Stage::Serving)
+        able.all(|pod| pod.stage == Stage::Serving && self.watchdog.trouble(&pod.pod.uid).is_none())
     }
 
     /// The instance's lock, for a successor.
@@ -118,7 +133,8 @@ impl Enrolment {
 
     /// Puts the listeners back: a successor had its own in their place, and failed.
     pub async fn resume(&mut self) {
-        // The successor may have told the kernel of threads that this agent does not have.
+        // What the successor has put into our links, and what it has told the kernel of its threads, ends with it.
+        drop(self.capture.inspect());
         self.pods.values_mut().for_each(Enrolled::write);
         self.workers.return_all().await;
     }
@@ -126,6 +142,7 @@ impl Enrolment {
     /// Brings the node to what directory and certificates say. Idempotent: to be called on every change of either, and
     /// when [`Self::next_deadline`] comes.
     pub async fn apply(&mut self, directory: &Directory, certificates: &Certificates) -> Report {
+        self.look_if_due().await;
         let own: Vec<Arc<Pod>> = directory.pods_on(&self.node).map(|pod| owned(directory, pod)).collect();
         let mut problems = self.detach_gone(&own).await;
         self.attach_listed(&own).await;
@@ -151,7 +168,8 @@ impl Enrolment {
         let deaf = self.pods.values().any(|pod| pod.deaf.is_some());
         self.retry_if(!problems.is_empty() || deaf || !self.refused.is_empty());
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
-        Report { revision: self.in_force, problem, pods: self.status(&own, certificates) }
+        let capture_problem = self.watchdog.problem();
+        Report { revision: self.in_force, problem, capture_problem, pods: self.status(&own, certificates) }
     }
 
     /// Who tells of unknown pods; once.
@@ -192,24 +210,11 @@ impl Enrolment {
         }
     }
 
-    /// What the kernel programs have counted.
-    pub fn counted(&self) -> Counted {
-        let read = |counts: std::io::Result<Counts>| {
-            counts.inspect_err(|error| warn!(%error, "cannot read what the kernel counts")).unwrap_or_default()
-        };
-        Counted {
-            refusals: read(self.capture.refusals()).into_iter().collect(),
-            waivers: read(self.capture.waivers()).into_iter().collect(),
-            connections: self.watch.status(),
-            warnings: self.watch.warnings(),
-        }
-    }
-
     /// When [`Self::apply`] is due without any change.
     pub fn next_deadline(&self) -> Option<Instant> {
         let held = self.pods.values().filter(|pod| pod.stage == Stage::Held);
         let due = held.map(|pod| pod.since + HOLD).chain(self.retry.map(|retry| retry.at));
-        due.chain(self.watch.next_deadline()).min()
+        due.chain(self.watch.next_deadline()).chain([self.watchdog.due()]).min()
     }
 
     fn retry_if(&mut self, needed: bool) {
@@ -227,6 +232,7 @@ impl Enrolment {
     /// place. Kernel state stays.
     pub async fn close(mut self, how: Leave) -> Closed {
         self.workers.stop_all(how).await;
+        self.capture.let_go();
         Closed { _capture: self.capture, _wanted: self.wanted }
     }
 
@@ -313,29 +319,6 @@ impl Enrolment {
         }
         if enrolled.unwritten.is_some() {
             enrolled.write();
-        }
-    }
-
-    fn status(&self, own: &[Arc<Pod>], certificates: &Certificates) -> Vec<PodStatus> {
-        own.iter().map(|pod| self.pod_status(pod, certificates)).collect()
-    }
-
-    fn pod_status(&self, pod: &Pod, certificates: &Certificates) -> PodStatus {
-        let (state, reason) = match self.pods.get(&pod.uid) {
-            _ if self.refused.contains_key(&pod.uid) => (PodState::Refused, self.refused.get(&pod.uid).cloned()),
-            None => (PodState::Refused, None),
-            Some(enrolled) if enrolled.unwritten.is_some() => (PodState::Refused, enrolled.unwritten.clone()),
-            Some(enrolled) if enrolled.stage == Stage::Serving => (PodState::Serving, None),
-            Some(enrolled) if certificates.get(&pod.uid).is_some() => (PodState::Certified, enrolled.deaf.clone()),
-            Some(_) => (PodState::Attached, certificates.refusal(&pod.uid).map(str::to_owned)),
-        };
-        let in_kernel = self.pods.get(&pod.uid).map(|enrolled| enrolled.pod.plaintext_ports.clone());
-        PodStatus {
-            uid: pod.uid.clone(),
-            pod: format!("{}/{}", pod.namespace, pod.name),
-            state,
-            reason,
-            plaintext_ports: in_kernel.unwrap_or_default(),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! One record per connection.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use agent_core::directory::{Pod, Service};
@@ -11,8 +10,10 @@ use agent_core::tunnel::ConnectionId;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+mod ledger;
 mod writer;
 
+use ledger::Ledger;
 pub use writer::{RecordError, Writer};
 
 /// Records that may wait for a slow disk before new ones are lost (and counted).
@@ -23,7 +24,7 @@ const WAITING: usize = 65_536;
 pub struct Records {
     node: Arc<str>,
     sender: mpsc::Sender<Line>,
-    lost: Arc<AtomicU64>,
+    ledger: Arc<Ledger>,
 }
 
 /// Which way a connection crossed this agent.
@@ -134,6 +135,7 @@ pub struct Record {
 impl Records {
     /// Begins a connection's record.
     pub fn begin(&self, direction: Direction, id: ConnectionId) -> Record {
+        self.ledger.begin();
         Record {
             records: self.clone(),
             begun: Instant::now(),
@@ -154,9 +156,11 @@ impl Records {
         }
     }
 
-    /// How many records were lost since start because the disk was too slow.
-    pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+    /// How many records were lost since the instance's ledger was made, by reason: their agent died or was killed before it
+    /// could write them; the disk was too slow, or did not take them.
+    pub fn lost(&self) -> [(&'static str, u64); 2] {
+        let (died, unwritten) = self.ledger.lost();
+        [("agent_died", died), ("not_written", unwritten)]
     }
 }
 
@@ -266,7 +270,7 @@ impl Drop for Record {
             detail,
         };
         if self.records.sender.try_send(line).is_err() {
-            self.records.lost.fetch_add(1, Ordering::Relaxed);
+            self.records.ledger.dropped();
         }
     }
 }

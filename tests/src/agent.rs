@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::ca;
+use crate::cgroup::Cgroup;
 use crate::directory::Reader;
 use crate::failure::Must as _;
 use crate::process::Process;
@@ -167,6 +168,12 @@ impl Agent {
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
         self.process.as_ref().must("the agent does not run").signal(signal);
+    }
+
+    /// Moves its process into a cgroup.
+    #[track_caller]
+    pub fn enter(&self, cgroup: &Cgroup) {
+        cgroup.admit(self.process.as_ref().must("the agent does not run").pid());
     }
 
     /// Waits for its end.

@@ -29,9 +29,14 @@ impl Cgroup {
     /// # Panics
     /// Where no cgroup2 is mounted.
     pub fn make(name: &str) -> Self {
-        let path = root().must("there is no cgroup2 file system").join(name);
+        let path = Self::root().join(name);
         fs::create_dir_all(&path).must(path.display());
         Self { path }
+    }
+
+    /// Where the root is.
+    pub(crate) fn root() -> PathBuf {
+        root().must("there is no cgroup2 file system")
     }
 
     /// Its directory.
@@ -49,6 +54,11 @@ impl Cgroup {
         let mut shell = namespace.command("sh");
         shell.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(self.entrance()).arg(program);
         shell
+    }
+
+    /// Takes a process in.
+    pub(crate) fn admit(&self, pid: Pid) {
+        fs::write(self.entrance(), pid.to_string()).must(self.path.display());
     }
 
     /// Whether a process is in it.

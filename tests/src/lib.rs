@@ -24,6 +24,7 @@ mod twice;
 mod world;
 
 pub mod failure;
+pub mod tamper;
 pub mod traffic;
 pub mod wait;
 

@@ -92,7 +92,7 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).must("a process id is an i32"))
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::failure::Must as _;
 use crate::world::Pod;
 
 /// One `status.json`.
@@ -32,6 +33,19 @@ impl Status {
     /// What is wrong with the directory or the kernel.
     pub fn problem(&self) -> Option<&str> {
         self.0["problem"].as_str()
+    }
+
+    /// Whether links and a probe were as they should be when they were looked at last.
+    ///
+    /// # Panics
+    /// If the status does not say.
+    pub fn capture_ok(&self) -> bool {
+        self.0["capture_ok"].as_bool().must("every status says whether capture works")
+    }
+
+    /// What was not.
+    pub fn capture_problem(&self) -> Option<&str> {
+        self.0["capture_problem"].as_str()
     }
 
     /// How far the agent is with a pod: `attached`, `certified`, `serving`, `refused`. None if it is not its own.
@@ -99,6 +113,11 @@ impl Status {
 
     fn connections(&self, pod: &Pod) -> &Value {
         &self.0["connections"][&pod.uid]
+    }
+
+    /// How many records will never be written for this reason.
+    pub fn records_lost(&self, reason: &str) -> u64 {
+        self.0["records_lost"][reason].as_u64().unwrap_or_default()
     }
 
     fn of(&self, uid: &str) -> Option<&Value> {

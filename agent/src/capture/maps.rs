@@ -77,6 +77,15 @@ impl Maps {
         }
     }
 
+    /// What the kernel knows of a namespace.
+    pub(super) fn netns(&self, cookie: u64) -> io::Result<Option<Netns>> {
+        match lock(&self.netns).get(&cookie, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(io_error(error)),
+        }
+    }
+
     /// What the pins say of each namespace.
     pub(super) fn all_netns(&self) -> io::Result<Vec<(u64, Netns)>> {
         lock(&self.netns).iter().collect::<Result<_, _>>().map_err(io_error)
@@ -145,6 +154,15 @@ impl Maps {
             absent_is_fine(mesh.remove(key))?;
         }
         Ok(())
+    }
+
+    /// Adds one destination, for as long as [`Self::set_mesh`] does not come.
+    pub(super) fn add_to_mesh(&self, destination: SocketAddr) -> io::Result<()> {
+        lock(&self.mesh).insert(endpoint(destination), Mesh { flags: 0 }, 0).map_err(io_error)
+    }
+
+    pub(super) fn remove_from_mesh(&self, destination: SocketAddr) -> io::Result<()> {
+        absent_is_fine(lock(&self.mesh).remove(&endpoint(destination)))
     }
 
     /// Refuses connects from a namespace to a destination until this time, in nanoseconds of `CLOCK_MONOTONIC`.

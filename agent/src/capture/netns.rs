@@ -7,12 +7,16 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tracing::warn;
 
 use super::syscall::netns_cookie;
+
+/// The namespace that the calling thread is in.
+const CURRENT: &str = "/proc/thread-self/ns/net";
 
 /// A network namespace, held open, and the way back home.
 #[derive(Clone, Debug)]
@@ -26,7 +30,22 @@ pub(super) struct Namespace {
 impl Namespace {
     /// Opens the namespace in this file and reads its cookie.
     pub(super) fn open(path: &Path, home: &Arc<File>) -> io::Result<Self> {
-        let file = Arc::new(File::open(path)?);
+        Self::of(File::open(path)?, home)
+    }
+
+    /// Makes one that nobody else has; it lasts as long as this, and what is in it.
+    pub(super) fn make(home: &Arc<File>) -> io::Result<Self> {
+        // The thread has nothing else to do, and so need not come home.
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            File::open(CURRENT)
+        });
+        let file = made.join().map_err(|_| io::Error::other("the thread that makes a namespace has died"))??;
+        Self::of(file, home)
+    }
+
+    fn of(file: File, home: &Arc<File>) -> io::Result<Self> {
+        let file = Arc::new(file);
         let inode = file.metadata()?.ino();
         let mut namespace = Self { file, home: Arc::clone(home), cookie: 0, inode };
         namespace.cookie = namespace.inside(current_cookie)?;
@@ -86,7 +105,7 @@ impl Namespace {
 
 /// The namespace that the calling thread is in.
 pub(super) fn home() -> io::Result<Arc<File>> {
-    File::open("/proc/thread-self/ns/net").map(Arc::new)
+    File::open(CURRENT).map(Arc::new)
 }
 
 /// The cookie of the namespace that the calling thread is in.

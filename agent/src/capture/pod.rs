@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,8 @@ pub struct Attached {
     was_enrolled: bool,
     was_known: bool,
     thread: AtomicU32,
+    /// What `NETNS` was last told that the pod is; 0 = nothing yet.
+    state: AtomicU8,
     /// The IPv6 capture range is local in the namespace.
     pub(super) has_v6_range: bool,
     /// So is the range for IPv4 sockets that are bound to a port alone.
@@ -110,6 +112,7 @@ impl Attached {
             was_enrolled: known.was_enrolled,
             was_known: known.was_known,
             thread: AtomicU32::new(known.thread),
+            state: AtomicU8::new(0),
             has_v6_range: pod.addresses.iter().any(IpAddr::is_ipv6) && add_v6_range(pod, &namespace),
             has_v4_ports: add_v4_ports(pod, &namespace),
             namespace,
@@ -201,7 +204,22 @@ impl Attached {
             uid: uid_bytes(&self.uid),
             plaintext_ports: plaintext_ports(&pod.plaintext_ports),
         };
-        self.maps.set_netns(self.namespace.cookie(), &value)
+        self.maps.set_netns(self.namespace.cookie(), &value)?;
+        self.state.store(state, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the kernel knows of the pod what it was told last.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn is_known(&self) -> io::Result<bool> {
+        let told = self.state.load(Ordering::Relaxed);
+        let known = self
+            .maps
+            .netns(self.cookie())?
+            .is_some_and(|known| (known.state, known.pod_index, known.uid) == (told, self.index, uid_bytes(&self.uid)));
+        Ok(known || told == 0)
     }
 
     /// Refuses the pod's connects to a destination for a while: what came of the last one is known.

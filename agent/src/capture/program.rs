@@ -1,8 +1,7 @@
 //! The kernel programs: loaded on the pinned maps, and put into links that outlive the agent.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -16,10 +15,11 @@ use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
 use super::StartError;
+use super::links::{Pinned, Place, Seat};
 use super::netns::Namespace;
 use super::pins::Pins;
 use super::pod::AttachError;
-use super::syscall::{LinkKind, link_target, open_pinned, replace_program};
+use super::syscall::LinkKind;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mantle-ebpf.o"));
 
@@ -28,8 +28,11 @@ const LOG_MAP: &str = "AYA_LOGS";
 const AT_CGROUP: [&str; 5] =
     ["mantle_connect4", "mantle_connect6", "mantle_peername4", "mantle_peername6", "mantle_sock_ops"];
 
+/// A program's name and its place at the cgroup root.
+pub(super) type CgroupSeat = (&'static str, Seat);
+
 /// What the connect programs do with a namespace that is not in `NETNS`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct UnknownRule {
     /// The id of the cgroup below which pods' tasks are; 0 = no task is a pod's.
     pub(super) cgroup: u64,
@@ -39,6 +42,12 @@ pub(super) struct UnknownRule {
     pub(super) node: u64,
     /// Not 0: pods that are not classified may connect to the mesh.
     pub(super) allow: u32,
+}
+
+/// Every map that is pinned, held open.
+pub(super) fn pinned_maps(pins: &Pins) -> Result<Vec<Pinned>, StartError> {
+    let open = |name: &str| Pinned::open(&pins.map(name)).map_err(|error| StartError::pins(&pins.map(name), error));
+    names::MAPS.into_iter().map(open).collect()
 }
 
 /// Opens the pinned maps, or makes and pins them, and relocates the programs onto them. No program is loaded yet.
@@ -76,26 +85,25 @@ fn loader<'a>(pins: &Pins) -> EbpfLoader<'a> {
 
 /// Loads the programs of the cgroup root and makes them effective there: in their pinned link, if it still sits at
 /// this cgroup, else in a new one.
-pub(super) fn attach_to_cgroup(object: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<(), StartError> {
+pub(super) fn attach_to_cgroup(object: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<Vec<CgroupSeat>, StartError> {
     let root = File::open(cgroup).map_err(|e| StartError::System("cannot open the cgroup root", e))?;
     // A cgroup's id is its directory's inode (kernfs, 64 bit).
     let id = root.metadata().map_err(|e| StartError::System("cannot read the cgroup root", e))?.ino();
+    let mut seats = Vec::new();
     for name in AT_CGROUP {
         let refused = |error| StartError::Program(name, Box::new(error));
         let program = object.program_mut(name).ok_or(StartError::Ineffective(name))?;
         load_program(program).map_err(refused)?;
         let pin = pins.cgroup_link(name);
+        let pinned = |result: io::Result<_>| result.map_err(|e| StartError::pins(&pin, e));
         let place = Place { pin: &pin, target: id, kind: LinkKind::Cgroup };
-        if place.replace(program).map_err(|e| StartError::pins(&pin, e))? {
-            continue;
-        }
-        let link = attach_program(program, &root).map_err(refused)?;
-        link.pin(&pin).map_err(|e| StartError::pins(&pin, io::Error::other(e)))?;
-        if !place.is_effective().map_err(|e| StartError::pins(&pin, e))? {
-            return Err(StartError::Ineffective(name));
-        }
+        let seat = match pinned(place.replace(program))? {
+            Some(seat) => Some(seat),
+            None => pinned(place.take(attach_program(program, &root).map_err(refused)?, program))?,
+        };
+        seats.push((name, seat.ok_or(StartError::Ineffective(name))?));
     }
-    Ok(())
+    Ok(seats)
 }
 
 /// Makes an instance of the lookup program for each pod.
@@ -112,28 +120,40 @@ impl PodPrograms {
     }
 
     /// Loads an instance for one pod and attaches it to the pod's namespace.
-    pub(super) fn attach(&mut self, pins: &Pins, namespace: &Namespace, index: u32) -> Result<(), AttachError> {
+    pub(super) fn attach(&mut self, pins: &Pins, namespace: &Namespace, index: u32) -> Result<Seat, AttachError> {
+        let mut object = self.load(namespace, index)?;
+        let program = object.program_mut(LOOKUP).ok_or(AttachError::Kernel(io::ErrorKind::NotFound.into()))?;
+        let pin = pins.pod_link(namespace.cookie());
+        let place = Place { pin: &pin, target: namespace.inode(), kind: LinkKind::Netns };
+        let seat = match place.replace(program).map_err(AttachError::Kernel)? {
+            Some(seat) => Some(seat),
+            None => place.take(attach_lookup(program, namespace)?, program).map_err(AttachError::Kernel)?,
+        };
+        seat.ok_or_else(|| AttachError::Kernel(io::Error::other("its link does not sit in its namespace")))
+    }
+
+    /// The same without a pin: it ends with the link that is returned.
+    pub(super) fn attach_for_a_while(&mut self, namespace: &Namespace, index: u32) -> Result<FdLink, AttachError> {
+        let mut object = self.load(namespace, index)?;
+        let program = object.program_mut(LOOKUP).ok_or(AttachError::Kernel(io::ErrorKind::NotFound.into()))?;
+        attach_lookup(program, namespace)
+    }
+
+    fn load(&mut self, namespace: &Namespace, index: u32) -> Result<Ebpf, AttachError> {
         // A loader keeps references to its globals until others take their place: twelve bytes for each attachment.
         let (cookie, index): &'static (u64, u32) = Box::leak(Box::new((namespace.cookie(), index)));
         self.0.override_global(names::POD_COOKIE, cookie, true).override_global(names::POD_INDEX, index, true);
         let mut object = self.0.load(OBJECT).map_err(|e| AttachError::Kernel(io::Error::other(e)))?;
         let program = object.program_mut(LOOKUP).ok_or(AttachError::Kernel(io::ErrorKind::NotFound.into()))?;
         load_program(program).map_err(|e| AttachError::Program(Box::new(e)))?;
-        attach_lookup(program, pins, namespace)
+        Ok(object)
     }
 }
 
-fn attach_lookup(program: &mut Program, pins: &Pins, namespace: &Namespace) -> Result<(), AttachError> {
-    let pin = pins.pod_link(namespace.cookie());
-    let place = Place { pin: &pin, target: namespace.inode(), kind: LinkKind::Netns };
-    if place.replace(program).map_err(AttachError::Kernel)? {
-        return Ok(());
-    }
+fn attach_lookup(program: &mut Program, namespace: &Namespace) -> Result<FdLink, AttachError> {
     let lookup: &mut SkLookup = program.try_into().map_err(|e| AttachError::Program(Box::new(e)))?;
     let attached = lookup.attach(namespace.as_fd()).and_then(|id| lookup.take_link(id));
-    let link = FdLink::from(attached.map_err(|e| AttachError::Program(Box::new(e)))?);
-    link.pin(&pin).map_err(|e| AttachError::Kernel(io::Error::other(e)))?;
-    Ok(())
+    Ok(FdLink::from(attached.map_err(|e| AttachError::Program(Box::new(e)))?))
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
@@ -164,38 +184,6 @@ fn attach_program(program: &mut Program, cgroup: &File) -> Result<FdLink, Progra
         _ => return Err(ProgramError::UnexpectedProgramType),
     };
     link.map_err(|_| ProgramError::UnexpectedProgramType)
-}
-
-/// Where a program is to be effective, and under which pin.
-struct Place<'a> {
-    pin: &'a Path,
-    target: u64,
-    kind: LinkKind,
-}
-
-impl Place<'_> {
-    /// Puts the program into the pinned link. False if there is none, or none that still sits at this place.
-    fn replace(&self, program: &Program) -> io::Result<bool> {
-        let link = match open_pinned(self.pin) {
-            Ok(link) => link,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        if link_target(link.as_fd(), self.kind)? != self.target {
-            warn!(pin = %self.pin.display(), "a pinned link sits elsewhere; it is made anew");
-            fs::remove_file(self.pin)?;
-            return Ok(false);
-        }
-        let fd = program.fd().map_err(io::Error::other)?;
-        let fd: BorrowedFd<'_> = fd.as_fd();
-        replace_program(link.as_fd(), fd)?;
-        Ok(true)
-    }
-
-    fn is_effective(&self) -> io::Result<bool> {
-        let link = open_pinned(self.pin)?;
-        Ok(link_target(link.as_fd(), self.kind)? == self.target)
-    }
 }
 
 /// Carries the kernel programs' debug lines into `tracing`.

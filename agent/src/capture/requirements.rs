@@ -13,8 +13,8 @@ use super::CaptureConfig;
 
 /// Capabilities by number (capabilities(7)), each with what needs it.
 const CAPABILITIES: [(u32, &str, &str); 4] = [
-    (12, "CAP_NET_ADMIN", "to attach programs to cgroups and network namespaces"),
-    (21, "CAP_SYS_ADMIN", "to enter a pod's network namespace"),
+    (12, "CAP_NET_ADMIN", "to attach programs to cgroups and network namespaces, and to see what is attached"),
+    (21, "CAP_SYS_ADMIN", "to enter a pod's network namespace, and to make one for probes"),
     (38, "CAP_PERFMON", "to load programs that compare pointers"),
     (39, "CAP_BPF", "to load programs and make maps"),
 ];

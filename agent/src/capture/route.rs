@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use agent_common::{CAPTURE_NET6, PORTS_MASK, PORTS_NET};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -48,6 +49,14 @@ fn ports() -> io::Result<RouteMessage> {
     let length = PORTS_MASK.count_ones();
     let length = u8::try_from(length).map_err(io::Error::other)?;
     local(AddressFamily::Inet, length, RouteScope::Host, RouteAddress::Inet(prefix))
+}
+
+/// Brings loopback up in the namespace that the calling thread is in.
+pub(super) fn loopback_up() -> io::Result<()> {
+    let mut loopback = LinkMessage::default();
+    loopback.header.index = if_nametoindex("lo")?;
+    (loopback.header.flags, loopback.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
+    ask(NETLINK_ROUTE, RouteNetlinkMessage::SetLink(loopback), NLM_F_ACK, drop)
 }
 
 fn range() -> io::Result<RouteMessage> {

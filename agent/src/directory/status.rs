@@ -52,6 +52,8 @@ pub struct Counted {
     pub connections: BTreeMap<String, PodConnections>,
     /// What the agent cannot do that was promised.
     pub warnings: Vec<String>,
+    /// Records of connections that will never be written.
+    pub records_lost: BTreeMap<&'static str, u64>,
 }
 
 /// What an agent says of itself.
@@ -61,6 +63,8 @@ pub struct Report {
     pub revision: u64,
     /// What keeps a newer one from being in force, if something does.
     pub problem: Option<String>,
+    /// What was wrong with capture when it was looked at last, if something was.
+    pub capture_problem: Option<String>,
     /// Each of the node's pods.
     pub pods: Vec<PodStatus>,
 }
@@ -71,6 +75,8 @@ struct Status<'a> {
     node: &'a str,
     revision: u64,
     problem: &'a Option<String>,
+    capture_ok: bool,
+    capture_problem: &'a Option<String>,
     pods: &'a [PodStatus],
     #[serde(flatten)]
     counted: &'a Counted,
@@ -98,9 +104,10 @@ impl StatusFile {
 
     /// Writes the status if it has changed. A failure is logged, and tried again with the next change.
     pub fn write(&mut self, report: &Report, counted: &Counted) {
-        let Report { revision, problem, pods } = report;
-        let (instance, node) = (&self.instance, &self.node);
-        let status = Status { instance, node, revision: *revision, problem, pods, counted };
+        let Report { revision, problem, capture_problem, pods } = report;
+        let (instance, node, capture_ok) = (&self.instance, &self.node, capture_problem.is_none());
+        let revision = *revision;
+        let status = Status { instance, node, revision, problem, capture_ok, capture_problem, pods, counted };
         let Ok(mut text) = serde_json::to_vec(&status) else { return };
         text.push(b'\n');
         if text == self.written {

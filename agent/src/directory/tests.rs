@@ -55,15 +55,20 @@ fn the_status_is_replaced_whole() {
         reason: Some("no".into()),
         plaintext_ports: vec![9090],
     };
-    let counted =
-        Counted { refusals: [("strict", 2)].into(), waivers: [("fail_open", 0)].into(), ..Counted::default() };
-    status.write(&Report { revision: 7, problem: None, pods: vec![pod] }, &counted);
+    let counted = Counted {
+        refusals: [("strict", 2)].into(),
+        waivers: [("fail_open", 0)].into(),
+        records_lost: [("agent_died", 1)].into(),
+        ..Counted::default()
+    };
+    status.write(&Report { revision: 7, problem: None, capture_problem: None, pods: vec![pod] }, &counted);
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(
         text,
-        "{\"instance\":\"i\",\"node\":\"n\",\"revision\":7,\"problem\":null,\"pods\":[{\"uid\":\"u-1\",\"pod\":\
+        "{\"instance\":\"i\",\"node\":\"n\",\"revision\":7,\"problem\":null,\"capture_ok\":true,\
+         \"capture_problem\":null,\"pods\":[{\"uid\":\"u-1\",\"pod\":\
          \"shop/web\",\"state\":\"refused\",\"reason\":\"no\",\"plaintext_ports\":[9090]}],\"refusals\":{\"strict\":2},\
-         \"waivers\":{\"fail_open\":0},\"connections\":{},\"warnings\":[]}\n"
+         \"waivers\":{\"fail_open\":0},\"connections\":{},\"warnings\":[],\"records_lost\":{\"agent_died\":1}}\n"
     );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -11,7 +11,7 @@ fn lines(path: &std::path::Path) -> Vec<Value> {
 fn a_connection_leaves_one_record_also_if_its_task_panics() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("records.jsonl");
-    let (records, writer) = Writer::start("node-a", &path).unwrap();
+    let (records, writer) = Writer::start("node-a", &path, &directory.path().join("ledger")).unwrap();
     let mut record = records.begin(Direction::Outbound, ConnectionId([7; 16]));
     record.source = Party::at("10.0.0.1:40000");
     record.sent = 5;
@@ -39,7 +39,7 @@ fn a_connection_leaves_one_record_also_if_its_task_panics() {
 fn a_file_that_was_rotated_away_is_opened_anew() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("records.jsonl");
-    let (records, writer) = Writer::start("node-a", &path).unwrap();
+    let (records, writer) = Writer::start("node-a", &path, &directory.path().join("ledger")).unwrap();
     std::fs::rename(&path, directory.path().join("records.1")).unwrap();
     drop(records.begin(Direction::Outbound, ConnectionId([1; 16])));
     drop(records);
@@ -49,11 +49,13 @@ fn a_file_that_was_rotated_away_is_opened_anew() {
 
 #[test]
 fn what_the_disk_does_not_take_is_counted() {
-    let (records, writer) = Writer::start("node-a", std::path::Path::new("/dev/full")).unwrap();
-    let lost = Arc::clone(&records.lost);
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = directory.path().join("ledger");
+    let (records, writer) = Writer::start("node-a", std::path::Path::new("/dev/full"), &ledger).unwrap();
+    let lost = Arc::clone(&records.ledger);
     drop(records.begin(Direction::Outbound, ConnectionId([1; 16])));
     drop(records.begin(Direction::Outbound, ConnectionId([2; 16])));
     drop(records);
     writer.finish();
-    assert_eq!(lost.load(Ordering::Relaxed), 2);
+    assert_eq!(lost.lost(), (0, 2));
 }

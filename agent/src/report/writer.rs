@@ -5,18 +5,18 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tracing::error;
 
+use super::ledger::Ledger;
 use super::{Line, Records, WAITING};
 
 /// Why records can't be written.
 #[derive(Debug, Error)]
-#[error("cannot open the records file {}: {source}", path.display())]
+#[error("cannot open the records file or its ledger {}: {source}", path.display())]
 pub struct RecordError {
     path: PathBuf,
     source: io::Error,
@@ -29,33 +29,34 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Opens the file (`-` is standard output) and starts the thread.
+    /// Opens the file (`-` is standard output) and starts the thread. `ledger` is the file in which the instance's agents count
+    /// what they owe.
     ///
     /// # Errors
     /// [`RecordError`] if the file can't be opened for appending.
-    pub fn start(node: &str, path: &Path) -> Result<(Records, Self), RecordError> {
+    pub fn start(node: &str, path: &Path, ledger: &Path) -> Result<(Records, Self), RecordError> {
         let failed = |source| RecordError { path: path.to_owned(), source };
+        let opened = Ledger::open(ledger, path);
+        let (ledger, lost) = opened.map_err(|source| RecordError { path: ledger.to_owned(), source })?;
+        if lost > 0 {
+            error!(lost, "records are lost: the agent before this one died with their connections open");
+        }
         let mut output = Output::open(path).map_err(failed)?;
         let (sender, mut lines) = mpsc::channel::<Line>(WAITING);
-        let lost = Arc::new(AtomicU64::new(0));
-        let lost_here = Arc::clone(&lost);
+        let ledger = Arc::new(ledger);
+        let books = Arc::clone(&ledger);
         let thread = thread::Builder::new().name("records".into()).spawn(move || {
-            let mut text = Vec::new();
-            let mut told = 0;
+            let (_, mut told) = books.lost();
+            let mut batch = Batch::default();
             while let Some(line) = lines.blocking_recv() {
-                text.clear();
-                append(&line, &mut text);
+                batch.append(&line);
                 // What waits already goes out in the same write.
-                while text.len() < 64 * 1024 {
+                while batch.text.len() < 64 * 1024 {
                     let Ok(line) = lines.try_recv() else { break };
-                    append(&line, &mut text);
+                    batch.append(&line);
                 }
-                if let Err(error) = output.write(&text) {
-                    let count = text.iter().filter(|byte| **byte == b'\n').count() as u64;
-                    lost_here.fetch_add(count, Ordering::Relaxed);
-                    error!(%error, "records could not be written");
-                }
-                let lost = lost_here.load(Ordering::Relaxed);
+                batch.write(&mut output, &books);
+                let (_, lost) = books.lost();
                 if lost > told {
                     error!(lost, "records are lost: the disk is too slow, or full");
                     told = lost;
@@ -63,7 +64,7 @@ impl Writer {
             }
         });
         let thread = thread.map_err(failed)?;
-        let records = Records { node: node.into(), sender, lost };
+        let records = Records { node: node.into(), sender, ledger };
         Ok((records, Self { thread }))
     }
 
@@ -75,14 +76,39 @@ impl Writer {
     }
 }
 
-fn append(line: &Line, text: &mut Vec<u8>) {
-    let before = text.len();
-    if let Err(error) = serde_json::to_writer(&mut *text, line) {
-        error!(%error, "a record could not be put into words");
-        text.truncate(before);
-        return;
+/// Records that go out in one write.
+#[derive(Default)]
+struct Batch {
+    text: Vec<u8>,
+    lines: u64,
+    wordless: u64,
+}
+
+impl Batch {
+    fn append(&mut self, line: &Line) {
+        let before = self.text.len();
+        if let Err(error) = serde_json::to_writer(&mut self.text, line) {
+            error!(%error, "a record could not be put into words");
+            self.text.truncate(before);
+            self.wordless += 1;
+            return;
+        }
+        self.text.push(b'\n');
+        self.lines += 1;
     }
-    text.push(b'\n');
+
+    fn write(&mut self, output: &mut Output, ledger: &Ledger) {
+        match output.write(&self.text, ledger) {
+            Ok(()) => ledger.wrote(self.lines),
+            Err(error) => {
+                ledger.gave_up(self.lines);
+                error!(%error, "records could not be written");
+            }
+        }
+        ledger.gave_up(self.wordless);
+        self.text.clear();
+        (self.lines, self.wordless) = (0, 0);
+    }
 }
 
 enum Output {
@@ -100,7 +126,7 @@ impl Output {
         Ok(Self::File { path: path.to_owned(), file, inode })
     }
 
-    fn write(&mut self, text: &[u8]) -> io::Result<()> {
+    fn write(&mut self, text: &[u8], ledger: &Ledger) -> io::Result<()> {
         match self {
             Self::Standard => io::stdout().lock().write_all(text),
             Self::File { path, inode, .. } => {
@@ -109,17 +135,18 @@ impl Output {
                     let path = path.clone();
                     *self = Self::open(&path)?;
                 }
-                self.write_here(text)
+                self.write_here(text, ledger)
             }
         }
     }
 
     /// All of it or none: half a line would spoil the next one as well.
-    fn write_here(&mut self, text: &[u8]) -> io::Result<()> {
+    fn write_here(&mut self, text: &[u8], ledger: &Ledger) -> io::Result<()> {
         match self {
             Self::Standard => io::stdout().lock().write_all(text),
-            Self::File { file, .. } => {
+            Self::File { file, inode, .. } => {
                 let before = file.metadata()?.len();
+                ledger.will_write(*inode, before);
                 file.write_all(text).inspect_err(|_| _ = file.set_len(before))
             }
         }
