@@ -1,12 +1,13 @@
 //! Where an instance's kernel state lives: `<bpffs>/mantle/<instance>/abi<N>/`, and the lock that says it is in use.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use agent_common::ABI;
+use agent_common::{ABI, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{CaptureConfig, StartError};
@@ -31,7 +32,21 @@ impl Pins {
         }
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&directory).map_err(|e| StartError::pins(&directory, e))?;
-        Ok(Self { instance, directory, lock })
+        let pins = Self { instance, directory, lock };
+        match pins.lost_map().map_err(|e| StartError::pins(&pins.directory, e))? {
+            Some(map) => Err(StartError::Lost(map)),
+            None => Ok(pins),
+        }
+    }
+
+    /// A map that the programs in our links must be using, and that has no pin any more. Maps are pinned before links.
+    fn lost_map(&self) -> io::Result<Option<PathBuf>> {
+        let mut there = HashSet::new();
+        for entry in fs::read_dir(&self.directory)? {
+            there.insert(entry?.path());
+        }
+        let has_links = there.iter().any(|path| is_link(path));
+        Ok(names::MAPS.iter().map(|name| self.map(name)).find(|map| has_links && !there.contains(map)))
     }
 
     /// The instance's lock: whoever has this descriptor holds it.

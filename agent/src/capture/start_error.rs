@@ -24,6 +24,13 @@ pub enum StartError {
         .0.display()
     )]
     OtherLayout(PathBuf),
+    /// Somebody has removed a map's pin while no agent ran.
+    #[error(
+        "{} is gone, although programs of this instance still use that map; drain the node and run `mantle agent cleanup` \
+         first",
+        .0.display()
+    )]
+    Lost(PathBuf),
     /// The lock file can't be had.
     #[error("cannot take the instance's lock {}: {source}", path.display())]
     Lock {

@@ -1,6 +1,7 @@
 //! A new agent takes over from the old one, and nobody notices.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv6Addr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -87,6 +88,45 @@ fn no_connection_is_lost_new_or_old() {
     }
     for agent in &mesh.agents {
         assert_eq!(agent.records.of_client(own).close(), "finished");
+    }
+}
+
+#[test]
+fn the_names_of_a_live_connection_stay_right() {
+    let mut mesh = mesh();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    mesh.dual_stack(&[&client, &web]);
+    let serve = |mut stream: TcpStream, _| {
+        while stream.read_exact(&mut [0]).is_ok() {
+            let names = [stream.peer_addr().unwrap(), stream.local_addr().unwrap()];
+            let names = names.map(|name| format!("{:?} ", (name.ip().to_canonical(), name.port())));
+            stream.write_all(format!("{}\n", names.concat()).as_bytes()).unwrap();
+        }
+    };
+    let _server = Server::start(&web, (Ipv6Addr::UNSPECIFIED, 80).into(), serve);
+    let mut live: Vec<_> = [web.at(80), web.at6(80)].map(|to| (to, traffic::connect(&client, to).unwrap())).into();
+    let locals: Vec<_> = live.iter().map(|(_, stream)| stream.local_addr().unwrap()).collect();
+    let mut ask_all = || {
+        for ((to, stream), own) in live.iter_mut().zip(&locals) {
+            assert_eq!((stream.peer_addr().unwrap(), stream.local_addr().unwrap()), (*to, *own));
+            stream.write_all(b"?").unwrap();
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).unwrap();
+            assert_eq!(line.trim(), format!("{:?} {:?}", (own.ip(), own.port()), (to.ip(), to.port())));
+        }
+    };
+    ask_all();
+    let Mesh { agents, world, .. } = &mut mesh;
+    let mut draining: Vec<_> = agents.iter_mut().map(|agent| agent.take_over(world)).collect();
+    ask_all();
+    // The agents that serve now die; those that drain have the connections.
+    for agent in agents {
+        agent.kill();
+    }
+    ask_all();
+    drop(live);
+    for agent in &mut draining {
+        assert!(agent.end_within(Duration::from_secs(90)).success());
     }
 }
 

@@ -15,6 +15,7 @@ mod exhausted;
 mod fails_closed;
 mod forged;
 mod half_close;
+mod half_started;
 mod handover;
 mod hostile;
 mod hung;
