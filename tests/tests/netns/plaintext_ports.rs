@@ -39,10 +39,11 @@ fn an_excepted_port_takes_plaintext_and_shows() {
     assert_eq!(reached(&stranger, &web), [false, false, true, true]);
     let agent = mesh.agent(Side::B);
     assert_eq!(agent.status().unwrap().plaintext_ports(&web), [9090]);
+    // A SYN whose refusal was lost on its way is sent, and refused, again.
     wait::until("it is counted", || {
         agent
             .status()
-            .filter(|status| status.waivers("plaintext_port") == 2 && status.refusals("strict") == 6)
+            .filter(|status| status.waivers("plaintext_port") == 2 && status.refusals("strict") >= 6)
             .map(drop)
     });
     // Who is in the mesh is secured all the same.
