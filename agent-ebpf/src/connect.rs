@@ -3,8 +3,9 @@
 use core::mem::size_of;
 
 use agent_common::{
-    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, FLAG_V4_PORTS, FLAG_V6_RANGE,
-    Netns, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED, PORTS_MASK, PORTS_NET, TUNNEL_PORT, is_v4, listener_slot, v4_mapped,
+    Addr, CAPTURE_MASK, CAPTURE_NET, CAPTURE_NET6, CAPTURE_PORT, Counter, Endpoint, FLAG_FAIL_OPEN, FLAG_V4_PORTS,
+    FLAG_V6_RANGE, Netns, PORTS_MASK, PORTS_NET, SLOT_OUTBOUND, SLOT_V6, STATE_ENROLLED, TUNNEL_PORT, is_v4,
+    listener_slot, v4_mapped,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, sockaddr};

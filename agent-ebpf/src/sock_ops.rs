@@ -64,8 +64,7 @@ fn announce(ctx: &SockOpsContext) {
             debug!(ctx, "announced a flow from port {}", ends.local_port);
         }
         Some(_) | None => {
-            let probes =
-                probe::probed(sk).is_some_and(|probe| probe::announce(probe, &ends.as_dialler(probe.cookie)));
+            let probes = probe::probed(sk).is_some_and(|probe| probe::announce(probe, &ends.as_dialler(probe.cookie)));
             if !probes && !inside::announce(&key) {
                 return;
             }
