@@ -2,7 +2,7 @@
 //! `route_localnet` is set) the kernel takes packets from outside that claim to come from the pod itself, and a SYN can
 //! carry data (TCP Fast Open). So the socket that makes such a connection announces it.
 
-use agent_common::{FlowKey, MODE_STRICT, Netns, STATE_ENROLLED, in_capture_range};
+use agent_common::{FlowKey, MODE_STRICT, Netns, STATE_ENROLLED, TUNNEL_PORT, in_capture_range};
 
 use crate::destination::{is_loopback, is_own};
 use crate::maps::{INSIDE, NETNS};
@@ -47,5 +47,8 @@ fn stays(pod: &Netns, connection: &FlowKey) -> bool {
     let to_own = is_own(pod, &connection.server);
     // The agent's dials are announced in `DIALS`.
     let by_agent = to_own && in_capture_range(&connection.client);
-    !by_agent && (to_own || may_stay(connection))
+    // Which other addresses are local here the kernel knows, and we do not. The entry of a connection that leaves the pod is
+    // never looked for: its far end is no local address.
+    let from_own = is_own(pod, &connection.client) && connection.server_port != TUNNEL_PORT;
+    !by_agent && (to_own || from_own || may_stay(connection))
 }

@@ -149,6 +149,9 @@ impl Watch {
                     }
                 }
             }
+            if self.powerless.is_none() && watched.grace.as_ref().is_some_and(|grace| grace.over) {
+                self.memory.grace_is_over(&subject.pod.uid);
+            }
             waiting |= self.config.recycle.is_some() && watched.recyclable(&subject).next().is_some();
             self.pods.insert(subject.pod.uid.clone(), watched);
         }
@@ -206,6 +209,13 @@ impl Watch {
         let uid = &subject.pod.uid;
         match (subject.pod.mode, &watched.grace) {
             (Mode::Strict, Some(_)) => {}
+            // What is there now was let in by the kernel, which has refused all other since.
+            (Mode::Strict, None)
+                if self.memory.is_grace_over(uid) && subject.attached.was_known() && !watched.window =>
+            {
+                watched.grace =
+                    Some(Grace { older: Some(HashSet::new()), over: true, ..Grace::begin(now, Duration::ZERO) });
+            }
             (Mode::Strict, None) => {
                 let left = match self.memory.grace_left(uid) {
                     _ if watched.window => Duration::ZERO,

@@ -181,7 +181,9 @@ fn sort(sockets: &[Socket], is_ephemeral: impl Fn(u16) -> bool) -> Listed {
         }
         let stays =
             ours || theirs || peer.ip().is_loopback() || peer.ip() == local.ip() || ends.contains(&(peer, local));
-        if stays || [local.port(), peer.port()].contains(&TUNNEL_PORT) {
+        // Anybody may connect from port 15008: what we dial there comes from a port that no application serves.
+        let tunnel = local.port() == TUNNEL_PORT || (peer.port() == TUNNEL_PORT && !is_served(local));
+        if stays || tunnel {
             continue;
         }
         // A port that the kernel does not choose was chosen for serving, though nobody may listen there any more.
@@ -226,12 +228,15 @@ mod tests {
             listener("[::]:40000"),
             listener("10.0.0.9:40001"),
             socket("10.0.0.1:80", "10.0.0.2:1"),
+            // A client that has chosen the tunnels' port for its own end.
+            socket("10.0.0.1:80", "10.0.0.2:15008"),
             socket("10.0.0.1:40000", "10.0.0.2:2"),
             socket("10.0.0.1:40001", "10.0.0.2:3"),
             socket("10.0.0.1:443", "10.0.0.2:4"),
         ];
         let expected = [
             ("10.0.0.2:1", Opened::Elsewhere),
+            ("10.0.0.2:15008", Opened::Elsewhere),
             ("10.0.0.2:2", Opened::Elsewhere),
             ("10.0.0.2:3", Opened::Here),
             ("10.0.0.2:4", Opened::Elsewhere),

@@ -34,14 +34,19 @@ pub(super) fn add_v4_ports(source: Ipv4Addr) -> io::Result<()> {
     ask(NETLINK_ROUTE, RouteNetlinkMessage::NewRoute(route), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, drop)
 }
 
-/// Takes the ranges away again, in the namespace that the calling thread is in; says what became of the last that was there.
+/// Takes the ranges away again, in the namespace that the calling thread is in. Each is tried.
 pub(super) fn remove_ranges() -> io::Result<()> {
-    // Not there: it could not be made, or the pod has no address of that family.
-    let absent = |error: &io::Error| error.raw_os_error() == Some(libc::ESRCH);
-    [range()?, ports()?].into_iter().try_for_each(|route| {
-        let removed = ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRoute(route), NLM_F_ACK, drop);
-        removed.or_else(|error| if absent(&error) { Ok(()) } else { Err(error) })
-    })
+    remove(range()?).and(remove(ports()?))
+}
+
+fn remove(route: RouteMessage) -> io::Result<()> {
+    match ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRoute(route), NLM_F_ACK, drop)
+        .map_err(|error| (error.raw_os_error(), error))
+    {
+        // Not there: it could not be made, the pod has no address of that family, or the kernel does not know the family.
+        Err((Some(libc::ESRCH | libc::EOPNOTSUPP | libc::EAFNOSUPPORT), _)) | Ok(()) => Ok(()),
+        Err((_, error)) => Err(error),
+    }
 }
 
 fn ports() -> io::Result<RouteMessage> {

@@ -23,7 +23,7 @@ pub(super) struct Memory {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Known {
     served: BTreeSet<String>,
-    /// Until when strict pods' older connections may stay, in seconds since 1970.
+    /// Until when strict pods' older connections may stay, in seconds since 1970; 0 = they have been ended.
     strict_until: BTreeMap<String, u64>,
 }
 
@@ -71,6 +71,16 @@ impl Memory {
     pub(super) fn set_grace(&mut self, pod: &PodUid, left: Duration) {
         self.changed = true;
         self.known.strict_until.insert(pod.to_string(), (now() + left).as_secs());
+    }
+
+    /// Whether a strict pod's older connections have been ended.
+    pub(super) fn is_grace_over(&self, pod: &PodUid) -> bool {
+        self.known.strict_until.get(pod.as_str()) == Some(&0)
+    }
+
+    /// A strict pod's older connections have been ended: whatever it has from now on was let in.
+    pub(super) fn grace_is_over(&mut self, pod: &PodUid) {
+        self.changed |= self.known.strict_until.insert(pod.to_string(), 0) != Some(0);
     }
 
     /// The pod is not strict.
@@ -138,6 +148,9 @@ mod tests {
         let known = ["stays", "leaves", "published"].map(|pod| memory.has_served(&uid(pod)));
         assert_eq!(known, [true, false, false]);
         assert!(memory.grace_left(&uid("stays")).unwrap() <= Duration::from_secs(100));
+        assert!(!memory.is_grace_over(&uid("stays")));
+        memory.grace_is_over(&uid("stays"));
+        assert!(memory.is_grace_over(&uid("stays")));
         memory.end_grace(&uid("stays"));
         assert_eq!(memory.grace_left(&uid("stays")), None);
     }

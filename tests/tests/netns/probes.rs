@@ -27,7 +27,10 @@ impl Probed {
         let mut mesh = Mesh::prepare(&Settings::default());
         assert!(!mesh.world.cgroup("pods").is_inhabited());
         let node = mesh.agents[1].node.namespace.clone();
-        let more = format!("pods_cgroup: /{}-pods\nnode_netns: {}\n", mesh.world.name(), node.path().display());
+        // What is older than strict ends at once, so that what stays is what was let in.
+        let name = mesh.world.name();
+        let more =
+            format!("pods_cgroup: /{name}-pods\nnode_netns: {}\nlegacy: {{strict_grace: 0s}}\n", node.path().display());
         mesh.agents[1].configure(&mesh.world, &AgentSettings { more, ..AgentSettings::default() });
         for agent in &mut mesh.agents {
             agent.start(&mesh.world);
@@ -410,4 +413,27 @@ fn without_the_pods_cgroup_nothing_tells_a_probe_and_the_agent_says_so() {
     let _server = Server::start(&web, "[::]:80".parse().unwrap(), serve);
     assert!(!tcp(&node, web.at(80)));
     assert_eq!(mesh.agents[1].said().matches("strict pods refuse them").count(), 1);
+}
+
+#[test]
+fn a_probe_that_stays_outlives_the_agent_that_let_it_in() {
+    let mut probed = Probed::start();
+    let mut open: Vec<_> = probed
+        .places()
+        .map(|place| probed.node.within(|| traffic::patient(TcpStream::connect(place).unwrap()).unwrap()))
+        .into();
+    let mut all_go_on = || {
+        for stream in &mut open {
+            stream.write_all(b"?").unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+        }
+    };
+    all_go_on();
+    for _ in 0..2 {
+        probed.mesh.agent(Side::B).kill();
+        probed.mesh.restart(Side::B);
+        probed.mesh.change(|_| {});
+        all_go_on();
+    }
+    assert_eq!(probed.mesh.agents[1].status().unwrap().destroyed(&probed.web), 0);
 }

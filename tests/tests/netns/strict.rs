@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agent_tests::traffic::{self, Server};
 use agent_tests::{Mesh, Mode, Namespace, Pod, Side, wait};
+use socket2::{Domain, Socket, Type};
 
 fn dial(pod: &Pod, destination: SocketAddr) -> Result<(), ErrorKind> {
     let connected = pod.namespace.within(|| TcpStream::connect_timeout(&destination, Duration::from_secs(20)));
@@ -68,6 +69,13 @@ fn link_local_and_secondary_addresses_are_refused_too() {
     for to in [others[0], others[1], link_local(&web.namespace, "eth0")] {
         assert_eq!(traffic::ask(&web, to, b"mine").unwrap(), b"mine", "{to}");
     }
+    // From an address that the directory knows to one that it does not: the kernel chooses so within one subnet.
+    let known = web.namespace.within(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((web.address, 0)).into())?;
+        socket.connect(&others[0].into())
+    });
+    assert_eq!(known.map_err(|error| error.kind()), Ok(()));
 }
 
 #[test]
