@@ -6,12 +6,13 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent_tests::traffic::{self, Server};
 use agent_tests::{Capture, Mesh, Pod, Service, Settings, Side};
 use nix::libc;
 
-/// An address of nobody's (RFC 5737), so that the hook meets this test's connections alone.
+/// An address of nobody's (RFC 5737), so that a hook at the root meets these tests' connections alone.
 const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 77), 80);
 
 const BPF_PROG_LOAD: libc::c_long = 5;
@@ -94,6 +95,12 @@ fn rewrite(cgroup: &Path, to: &Pod, port: u16) -> OwnedFd {
     bpf(BPF_LINK_CREATE, &link)
 }
 
+/// Two of these tests at once would meet each other's hooks.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The answer of whoever is behind the service.
 fn ask(client: &Pod) -> io::Result<Vec<u8>> {
     traffic::ask(client, SocketAddr::V4(SERVICE), b"question")
@@ -101,6 +108,7 @@ fn ask(client: &Pod) -> io::Result<Vec<u8>> {
 
 #[test]
 fn what_a_hook_before_ours_has_rewritten_is_captured_where_it_goes() {
+    let _alone = alone();
     let mut mesh = Mesh::prepare(&Settings::default());
     let group = mesh.world.cgroup("hook");
     let root = group.path().parent().unwrap().to_owned();
@@ -121,6 +129,7 @@ fn what_a_hook_before_ours_has_rewritten_is_captured_where_it_goes() {
 
 #[test]
 fn a_service_that_the_directory_lists_is_captured_before_a_hook_after_ours_sees_it() {
+    let _alone = alone();
     let mut mesh = Mesh::start();
     let (client, web) = (mesh.pod("client", Side::A), mesh.pod("web", Side::B));
     let group = mesh.world.cgroup("hook");
@@ -144,6 +153,7 @@ fn a_service_that_the_directory_lists_is_captured_before_a_hook_after_ours_sees_
 
 #[test]
 fn a_hook_at_a_containers_cgroup_comes_before_ours() {
+    let _alone = alone();
     let mut mesh = Mesh::start();
     let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
     let group = mesh.world.cgroup("container");
