@@ -43,10 +43,23 @@ impl Process {
         self.child.try_wait().must(format!("cannot wait for {}", self.name))
     }
 
-    /// Sends a signal and does not wait.
+    /// Sends a signal. Only for SIGSTOP it waits: the kernel stops a thread when that runs the next time.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
         signal::kill(self.pid(), signal).must(format!("cannot signal {}", self.name));
+        if signal == Signal::SIGSTOP {
+            wait::until("all its threads stand still", || self.is_stopped().then_some(()));
+        }
+    }
+
+    /// Whether each thread is in state T of proc_pid_stat(5).
+    fn is_stopped(&self) -> bool {
+        let tasks = format!("/proc/{}/task", self.id());
+        let mut threads = fs::read_dir(&tasks).must(&tasks);
+        threads.all(|thread| {
+            let stat = fs::read_to_string(thread.must(&tasks).path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+        })
     }
 
     /// Changes how many descriptors it may have.
