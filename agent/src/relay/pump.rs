@@ -171,6 +171,11 @@ impl<'a, M: Machine> Pump<'a, M> {
     /// Waits until one of the two sockets can go on, or has failed. Both are watched for a reset also while they are not
     /// read.
     async fn wait(&self) {
+        if self.is_over() {
+            // Only our last frames are on their way.
+            let _ = self.tunnel.channel.ready(Interest::WRITABLE | Interest::ERROR).await;
+            return;
+        }
         if self.tunnel_over {
             // A failure to wait shows again, and is judged, in the next step.
             let _ = self.application.ready(Interest::WRITABLE | Interest::ERROR).await;
@@ -285,7 +290,9 @@ impl<'a, M: Machine> Pump<'a, M> {
 
     fn read_application(&mut self) -> Result<bool, Ended> {
         if self.is_over() {
-            // A host that has forgotten its socket answers our end with a reset: nothing is lost by that.
+            // A host that has forgotten its socket answers our end with a reset: nothing is lost by that. Taken all the same, or
+            // the next wait would not wait.
+            let _ = self.application.check();
             return Ok(false);
         }
         if !self.reads_application() {
