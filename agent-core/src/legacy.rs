@@ -56,8 +56,8 @@ impl Legacy {
             Opened::Here => to_mesh(),
             // The agent dials such an endpoint for the pod, from a port that looks as if somebody had served there.
             Opened::Elsewhere if directory.is_plain_endpoint(peer) => to_mesh(),
-            Opened::Elsewhere if published => Some(Self::FromMesh),
             Opened::Elsewhere if pod.plaintext_ports.contains(&connection.local.port()) => None,
+            Opened::Elsewhere if published => Some(Self::FromMesh),
             Opened::Elsewhere => (pod.mode == Mode::Strict).then_some(Self::FromOutside),
         }
     }
@@ -138,8 +138,10 @@ mod tests {
         assert_eq!(kind(Mode::Strict, "10.0.0.3:4444", Opened::Elsewhere), Some(Legacy::FromOutside));
         assert_eq!(kind(Mode::Released, "192.0.2.1:4444", Opened::Elsewhere), None);
         let excepted = Pod { plaintext_ports: vec![4444], ..own(Mode::Strict, Fail::Closed) };
-        let (local, peer) = ("10.0.0.1:4444".parse().unwrap(), "192.0.2.1:4444".parse().unwrap());
-        assert_eq!(Legacy::of(&world(), &excepted, &Connection { local, peer, opened: Opened::Elsewhere }), None);
+        for peer in ["192.0.2.1:4444", "10.0.0.2:4444"] {
+            let (local, peer) = ("10.0.0.1:4444".parse().unwrap(), peer.parse().unwrap());
+            assert_eq!(Legacy::of(&world(), &excepted, &Connection { local, peer, opened: Opened::Elsewhere }), None);
+        }
         // What the agent dialled in the clear for a service; and what its endpoint dialled.
         assert_eq!(kind(Mode::Strict, "192.0.2.9:8080", Opened::Elsewhere), None);
         assert_eq!(kind(Mode::Strict, "192.0.2.9:4444", Opened::Elsewhere), Some(Legacy::FromOutside));

@@ -76,6 +76,8 @@ pub struct Watch {
     revision: u64,
     /// Why connections cannot be ended.
     powerless: Option<String>,
+    /// Why the kernel did not tell a pod's connections.
+    unlisted: HashMap<PodUid, String>,
     /// Nothing is recycled before.
     pause: Option<Instant>,
 }
@@ -113,8 +115,8 @@ impl Watch {
         if let Some(reason) = &powerless {
             warn!(reason, "connections that are older than an enrolment are listed, and cannot be ended");
         }
-        let (node, pods) = (node.to_owned(), HashMap::new());
-        Self { node, config, memory, pods, revision: 0, powerless, pause: None }
+        let (node, pods, unlisted) = (node.to_owned(), HashMap::new(), HashMap::new());
+        Self { node, config, memory, pods, revision: 0, powerless, unlisted, pause: None }
     }
 
     /// Looks at the pods that need it. To be called when the kernel knows the pods and the mesh as the directory has them,
@@ -142,9 +144,13 @@ impl Watch {
                 || (left > 0 && watched.recyclable(&subject).next().is_some())
             {
                 match watched.scan(directory, subject.pod) {
-                    Ok(()) => left -= self.end_due(&subject, &mut watched, now, left),
+                    Ok(()) => {
+                        self.unlisted.remove(&subject.pod.uid);
+                        left -= self.end_due(&subject, &mut watched, now, left);
+                    }
                     Err(error) => {
                         warn!(pod = %subject.pod.uid, %error, "cannot list its connections");
+                        self.unlisted.insert(subject.pod.uid.clone(), error.to_string());
                         watched.postpone(now);
                     }
                 }
@@ -158,6 +164,7 @@ impl Watch {
         let goes_on = self.powerless.is_none() && (waiting || left < budget);
         self.pause = self.pause.filter(|until| *until > now).or(goes_on.then(|| now + PACE));
         self.pods.retain(|uid, _| there.contains(uid));
+        self.unlisted.retain(|uid, _| there.contains(uid));
         self.memory.retain(|uid| directory.pods_on(&self.node).any(|pod| pod.uid.as_str() == uid));
         self.memory.save();
     }
@@ -178,7 +185,9 @@ impl Watch {
     pub fn warnings(&self) -> Vec<String> {
         let memory = self.memory.problem();
         let memory = memory.map(|problem| format!("which pods are served is not kept for after a reboot: {problem}"));
-        self.powerless.iter().cloned().chain(memory).collect()
+        let unlisted =
+            self.unlisted.iter().map(|(pod, error)| format!("pod {pod}'s connections cannot be listed: {error}"));
+        self.powerless.iter().cloned().chain(memory).chain(unlisted).collect()
     }
 
     /// How many connections may be recycled now.

@@ -39,6 +39,8 @@ where
             rest = rest.get(whole..).unwrap_or_default();
             match message.payload {
                 NetlinkPayload::InnerMessage(inner) => take(inner),
+                // A dump that the kernel could not make ends with the reason.
+                NetlinkPayload::Done(done) if done.code < 0 => return Err(io::Error::from_raw_os_error(-done.code)),
                 NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) => return error.code.map_or(Ok(()), |_| Err(error.to_io())),
                 NetlinkPayload::Overrun(_) => return Err(io::Error::other("the kernel's answer was too long")),

@@ -10,7 +10,7 @@ use agent_core::tunnel::{Dialler, Extensions, InsteadOf, ResetReason};
 use tokio::time::{sleep, sleep_until};
 
 use super::mesh::{Leg, Way};
-use super::{Attempt, Flow};
+use super::{Attempt, Fate, Flow};
 use crate::failure::Failure;
 use crate::relay::{Early, Ended, Patience, PoolKey, Tunnel};
 use crate::report::Record;
@@ -100,6 +100,12 @@ impl Former {
     pub(super) fn is_no_matter(&self, ended: &Ended) -> bool {
         !self.spoken && matches!(ended, Ended::ResetByPeer(ResetReason::Delivered))
     }
+
+    /// Whether nothing that was said on the former tunnel has been delivered, whatever became of the connection since: nothing
+    /// was said, or an acceptor that had ended the former one first has refused.
+    pub(super) fn is_undone(&self, fate: &Fate) -> bool {
+        !self.spoken || matches!(fate, Ok(Ended::Refused(_)))
+    }
 }
 
 impl Leg {
@@ -110,5 +116,24 @@ impl Leg {
 
     fn is_heard(&self) -> bool {
         self.patience.is_heard(&self.tunnel.channel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_core::outcome::Blame;
+    use agent_core::tunnel::RefuseReason;
+
+    use super::*;
+
+    #[test]
+    fn what_was_said_goes_to_another_endpoint_only_if_this_one_has_refused() {
+        let failure = || Failure::new(Close::TimedOut, Blame::Network, "no tunnel");
+        let fates: [Fate; 4] =
+            [Err(failure()), Ok(Ended::Repeat), Ok(Ended::TunnelLost), Ok(Ended::Refused(RefuseReason::Unreachable))];
+        for (fate, undone) in fates.iter().zip([false, false, false, true]) {
+            assert_eq!(Former { instead: None, spoken: true }.is_undone(fate), undone);
+            assert!(Former { instead: None, spoken: false }.is_undone(fate), "there is nothing to deliver twice");
+        }
     }
 }

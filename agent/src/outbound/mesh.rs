@@ -75,7 +75,7 @@ impl Flow<'_> {
         for attempt in 0..TUNNELS {
             let mut leg = match self.outbound.reach(self.pod, &way, attempt == 0).await {
                 Ok(found) => Leg::new(found),
-                Err(failure) => return Attempt::unreached(failure, early),
+                Err(failure) => return after(former.as_ref(), Attempt::unreached(failure, early)),
             };
             if let Err(failure) = self.open(&way, &mut leg, former.as_ref(), record) {
                 return Attempt::over(Err(failure));
@@ -95,12 +95,12 @@ impl Flow<'_> {
             if former.as_ref().is_some_and(|former| former.is_no_matter(&outcome.ended)) {
                 former = None;
             } else if outcome.ended != Ended::Repeat {
-                return Attempt::of(outcome);
+                return after(former.as_ref(), Attempt::of(outcome));
             }
             early = outcome.early;
         }
         let retired = Failure::new(Close::TunnelLost, Blame::Peer, "every tunnel was being retired by the peer");
-        Attempt::unreached(retired, early)
+        after(former.as_ref(), Attempt::unreached(retired, early))
     }
 
     /// Asks the far end to serve the connection: the OPEN leaves with the relay's first step.
@@ -126,6 +126,14 @@ impl Flow<'_> {
             relay::open(&mut self.application, &mut leg.tunnel, (way.permit, leg.patience), early, stop).await;
         (record.sent, record.received) = (outcome.from_application, outcome.to_application);
         outcome
+    }
+}
+
+/// What was said on a tunnel that was given up may have been delivered there: no other endpoint is given it.
+fn after(former: Option<&Former>, attempt: Attempt) -> Attempt {
+    match former {
+        Some(former) if !former.is_undone(&attempt.fate) => Attempt::over(attempt.fate),
+        Some(_) | None => attempt,
     }
 }
 
