@@ -24,7 +24,7 @@ use crate::secure::{self, Credentials};
 mod given_up;
 mod handshakes;
 
-use given_up::{Entry, Used};
+use given_up::{Entry, Fate, Used};
 use handshakes::Handshakes;
 
 /// How long the application may take to accept.
@@ -108,9 +108,8 @@ impl Secured<'_> {
         let peer = tunnel.channel.peer().clone();
         self.describe(tunnel, &request, record);
         let mut early = std::mem::take(&mut request.early);
-        if request.open().instead_of().is_some_and(|last| !entry.gives_up(last)) {
-            Ended::Delivered.report(record, Direction::Inbound);
-            return Some(Ended::Delivered);
+        if let Some(ended) = end_former(entry, &request, record) {
+            return Some(ended);
         }
         // Authorize: bind the request to the two pods, judge it, and reach the application.
         let answer = tokio::select! {
@@ -124,10 +123,7 @@ impl Secured<'_> {
         };
         let answer = match answer {
             Ok(answer) => answer,
-            Err(ended) => {
-                ended.report(record, Direction::Inbound);
-                return Some(ended);
-            }
+            Err(ended) => return Some(unopened(ended, record)),
         };
         let (bound, permit, dial) = match answer {
             Ok(ready) => ready,
@@ -207,6 +203,28 @@ impl Secured<'_> {
 }
 
 type Ready = (Bound, Permit, ApplicationDial);
+
+/// Ends the silent tunnel that the request names. Something if what was opened there may have been delivered.
+fn end_former(entry: &Entry, request: &Request, record: &mut Record) -> Option<Ended> {
+    match request.open().instead_of().map(|last| entry.gives_up(last)) {
+        None | Some(Fate::Undelivered) => return None,
+        // That tunnel has the connection's record.
+        Some(Fate::Delivered) => record.forgo(),
+        Some(Fate::Unknown) => Ended::Delivered.report(record, Direction::Inbound),
+    }
+    Some(Ended::Delivered)
+}
+
+/// Of a connection that is over before the application has accepted. One that is given up is served on another tunnel, and
+/// has its record there.
+fn unopened(ended: Ended, record: &mut Record) -> Ended {
+    if ended == Ended::Stopped(Stop::GivenUp) {
+        record.forgo();
+    } else {
+        ended.report(record, Direction::Inbound);
+    }
+    ended
+}
 
 /// Tells the far end why it is not served; the tunnel is idle again.
 fn refuse(tunnel: &mut Tunnel<Acceptor>, failure: Failure, record: &mut Record) -> Option<Ended> {

@@ -129,6 +129,8 @@ pub struct Record {
     certificate: Option<Certificates>,
     tunnel: Option<TunnelUse>,
     permit: Option<(&'static str, u64)>,
+    /// Another tunnel has it.
+    forgone: bool,
     end: (Close, Blame, Option<String>),
 }
 
@@ -151,6 +153,7 @@ impl Records {
             certificate: None,
             tunnel: None,
             permit: None,
+            forgone: false,
             // What is said of a connection whose task was dropped or panicked.
             end: (Close::AgentFailed, Blame::Ours, Some("the agent gave the connection up".into())),
         }
@@ -239,6 +242,11 @@ impl Record {
         self.tunnel = Some(TunnelUse { number });
     }
 
+    /// Leaves it to the record of another tunnel that the same connection was opened on: this one is not written.
+    pub fn forgo(&mut self) {
+        self.forgone = true;
+    }
+
     /// Why it ended. The record is written when it is dropped.
     pub fn ended(&mut self, close: Close, blame: Blame, detail: Option<String>) {
         self.end = (close, blame, detail);
@@ -247,6 +255,10 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if self.forgone {
+            self.records.ledger.forgo();
+            return;
+        }
         let (close, blame, detail) = (self.end.0, self.end.1, self.end.2.take());
         let line = Line {
             time: now(),

@@ -44,6 +44,17 @@ enum State {
     GivenUp,
 }
 
+/// What had become of a tunnel that is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing that was opened on it since has been delivered, nor will be: it may be served elsewhere.
+    Undelivered,
+    /// An application has accepted, and there is a record of it.
+    Delivered,
+    /// There is no such tunnel: whatever was opened on it may have been delivered.
+    Unknown,
+}
+
 /// A tunnel's own entry, which it takes with it.
 pub(super) struct Entry {
     used: Rc<Used>,
@@ -60,13 +71,12 @@ impl Used {
         Entry { used: Rc::clone(self), receiver, peer, key: None, standing: Rc::default() }
     }
 
-    /// Ends the tunnel between the same two pods that has carried `last` before. True if nothing that was opened on it since
-    /// has been delivered, nor will be: it may be served elsewhere.
-    fn give_up(&self, key: &Key) -> bool {
-        let Some(standing) = self.by_last.borrow_mut().remove(key) else { return false };
+    /// Ends the tunnel between the same two pods that has carried `last` before.
+    fn give_up(&self, key: &Key) -> Fate {
+        let Some(standing) = self.by_last.borrow_mut().remove(key) else { return Fate::Unknown };
         let before = standing.state.replace(State::GivenUp);
         standing.ended.notify_one();
-        before != State::Open
+        if before == State::Open { Fate::Delivered } else { Fate::Undelivered }
     }
 }
 
@@ -96,7 +106,7 @@ impl Entry {
     }
 
     /// Ends another tunnel of the same two pods; see [`Used::give_up`].
-    pub(super) fn gives_up(&self, last: ConnectionId) -> bool {
+    pub(super) fn gives_up(&self, last: ConnectionId) -> Fate {
         self.used.give_up(&Key { receiver: self.receiver.clone(), peer: self.peer.clone(), last })
     }
 
@@ -155,16 +165,16 @@ mod tests {
     #[test]
     fn what_was_not_looked_at_is_served_elsewhere_and_not_here() {
         let (old, fresh) = two();
-        assert!(fresh.gives_up(BEFORE));
+        assert_eq!(fresh.gives_up(BEFORE), Fate::Undelivered);
         assert!(!old.opening());
-        assert!(!fresh.gives_up(BEFORE), "once");
+        assert_eq!(fresh.gives_up(BEFORE), Fate::Unknown, "once");
     }
 
     #[test]
     fn what_the_application_has_not_accepted_is_served_elsewhere_and_not_here() {
         let (old, fresh) = two();
         assert!(old.opening());
-        assert!(fresh.gives_up(BEFORE));
+        assert_eq!(fresh.gives_up(BEFORE), Fate::Undelivered);
         assert!(!old.open());
     }
 
@@ -172,13 +182,13 @@ mod tests {
     fn what_was_delivered_is_not_served_again() {
         let (mut old, fresh) = two();
         assert!(old.opening() && old.open());
-        assert!(!fresh.gives_up(BEFORE));
+        assert_eq!(fresh.gives_up(BEFORE), Fate::Delivered);
         old.idle(ConnectionId([2; 16]));
         assert!(!old.opening(), "and its tunnel has ended");
         let (mut old, fresh) = two();
         assert!(old.opening() && old.open());
         old.idle(ConnectionId([2; 16]));
-        assert!(!fresh.gives_up(BEFORE), "nor when it is over");
+        assert_eq!(fresh.gives_up(BEFORE), Fate::Unknown, "nor when it is over");
     }
 
     #[test]
@@ -186,10 +196,10 @@ mod tests {
         let (old, fresh) = two();
         for (receiver, peer) in [("web", "other"), ("other", "client")] {
             let stranger = old.used.enter(&uid(receiver), Some(&uid(peer)));
-            assert!(!stranger.gives_up(BEFORE));
+            assert_eq!(stranger.gives_up(BEFORE), Fate::Unknown);
         }
         drop(old);
-        assert!(!fresh.gives_up(BEFORE));
+        assert_eq!(fresh.gives_up(BEFORE), Fate::Unknown);
         assert!(fresh.used.by_last.borrow().is_empty());
     }
 }

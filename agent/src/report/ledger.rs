@@ -110,6 +110,11 @@ impl Ledger {
         self.account(self.own).begun.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A record that was owed is another connection's to write.
+    pub(super) fn forgo(&self) {
+        self.account(self.own).begun.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// A record has found no room in the queue.
     pub(super) fn dropped(&self) {
         self.account(self.own).dropped.fetch_add(1, Ordering::Relaxed);
@@ -247,7 +252,8 @@ mod tests {
     #[test]
     fn what_is_owed_at_an_agents_death_is_lost() {
         let (lost, _) = lost_after(|ledger, _| {
-            (0..5).for_each(|_| ledger.begin());
+            (0..6).for_each(|_| ledger.begin());
+            ledger.forgo();
             ledger.wrote(1);
             ledger.dropped();
             ledger.gave_up(1);
