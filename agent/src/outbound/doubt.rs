@@ -25,6 +25,9 @@ pub(super) struct Former {
 /// The path may have come back for both: a kernel delays an acknowledgement by so much.
 const GRACE: Duration = Duration::from_millis(50);
 
+/// How long a silent tunnel is kept when it has been given up.
+const FOUND: Duration = Duration::from_secs(1);
+
 /// What became known first.
 enum Found {
     /// The silent tunnel has something to say, or has failed, or its time is over; or the connection is.
@@ -59,7 +62,11 @@ impl Flow<'_> {
         // Those beside it went the same way.
         self.outbound.pool.forget(&silent.key);
         let former = former.insert(Former { instead: silent.before.map(InsteadOf::new), spoken: !early.is_empty() });
-        drop(silent);
+        // Not reset before the acceptor has looked for it: it would not know any more what became of it.
+        tokio::task::spawn_local(async move {
+            sleep(FOUND).await;
+            drop(silent);
+        });
         let mut leg = Leg { key, tunnel: fresh, patience: Patience::fresh(), before: None };
         match self.open(way, &mut leg, Some(former), record) {
             Ok(()) => Ok((leg, early)),

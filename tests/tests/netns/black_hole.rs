@@ -130,12 +130,18 @@ fn what_was_delivered_is_not_delivered_again() {
     pooled.lose_answers();
     let begun = Instant::now();
     let mut stream = pooled.connect(82);
+    let own = stream.local_addr().unwrap();
     stream.write_all(b"pay").unwrap();
     traffic::expect_reset(&mut stream);
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     let (heard, ended) = told.recv_timeout(AT_LAST).unwrap();
     assert_eq!((heard.as_str(), ended), ("pay", Err(std::io::ErrorKind::ConnectionReset)));
     assert!(told.recv_timeout(Duration::from_secs(2)).is_err(), "nobody hears it twice");
+    // And there is one record of it at each agent: the tunnel's on which it was served.
+    let own = own.to_string();
+    for agent in &pooled.mesh.agents {
+        assert_ne!(agent.records.of_client(&own).close(), "finished");
+    }
 }
 
 #[test]
