@@ -127,7 +127,13 @@ impl Application {
 
     /// Fails if the application has reset its connection. For sockets that are not read at the moment: after this error
     /// nothing may be read any more, the kernel would show an end of stream.
-    pub(super) fn check(&self) -> io::Result<()> {
+    ///
+    /// Once we have ended our direction only reading tells. A reset is then the answer of a host that has forgotten the socket,
+    /// and what was said before it, and an end in order, are still there to be read; or it is one, which reading comes upon.
+    pub(super) fn check_unread(&self) -> io::Result<()> {
+        if self.shut {
+            return Ok(());
+        }
         match self.socket.take_error()? {
             Some(error) => Err(error),
             None => {
@@ -146,6 +152,21 @@ impl Application {
 
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         self.socket.ready(interest).await
+    }
+
+    /// Waits until it can be read, if it is going to be, or takes what waits for it, or has failed in a way that
+    /// [`Self::check_unread`] tells. A failure to wait shows again, and is judged, in what is done next.
+    pub(super) async fn wait(&self, reads: bool) {
+        let mut interest = Interest::ERROR;
+        if reads {
+            interest |= Interest::READABLE;
+        } else if self.shut {
+            return std::future::pending().await;
+        }
+        if self.backlog() > 0 {
+            interest |= Interest::WRITABLE;
+        }
+        let _ = self.ready(interest).await;
     }
 
     /// With one direction ended, an application that vanished would never be noticed.

@@ -6,7 +6,6 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
-use tokio::io::Interest;
 use tokio::time::{Instant, sleep_until};
 
 use super::pump::{BUDGET, LOOK, with_scratch};
@@ -105,10 +104,6 @@ impl<'a> PlainPump<'a> {
             Fault::Reading(error) => Ended::Endpoint(error),
             Fault::Writing(error) => Ended::Application(error),
         })?;
-        if self.is_finished() {
-            // What the application's host makes of our end does not matter any more.
-            return Ok(true);
-        }
         let forth = pass(self.application, self.endpoint, &mut self.from_application).map_err(|fault| match fault {
             Fault::Reading(error) => Ended::Application(error),
             Fault::Writing(error) => Ended::Endpoint(error),
@@ -124,31 +119,23 @@ impl<'a> PlainPump<'a> {
     /// Waits until one of the two sockets can go on, or has failed. Both are watched for a reset also while they are not
     /// read.
     async fn wait(&self) {
-        // A failure to wait shows again, and is judged, in the next step.
         tokio::select! {
-            _ = self.application.ready(interest(self.application, self.endpoint)) => {}
-            _ = self.endpoint.ready(interest(self.endpoint, self.application)) => {}
+            () = self.application.wait(reads(self.application, self.endpoint)) => {}
+            () = self.endpoint.wait(reads(self.endpoint, self.application)) => {}
         }
     }
 }
 
-/// What a socket is waited for, by what it has to take and what the other one can take of it.
-fn interest(socket: &Application, other: &Application) -> Interest {
-    let mut interest = Interest::ERROR;
-    if !socket.is_ended() && other.backlog() == 0 {
-        interest |= Interest::READABLE;
-    }
-    if socket.backlog() > 0 {
-        interest |= Interest::WRITABLE;
-    }
-    interest
+/// Whether a socket is to be read: what it says has somewhere to go.
+fn reads(socket: &Application, other: &Application) -> bool {
+    !socket.is_ended() && other.backlog() == 0
 }
 
 /// Moves one direction on by one read at most. Nothing is read that the other side has no room for.
 fn pass(from: &mut Application, to: &mut Application, count: &mut u64) -> Result<bool, Fault> {
     let moved = to.flush().map_err(Fault::Writing)?;
     if to.is_shut() || to.backlog() > 0 {
-        return from.check().map(|()| moved).map_err(Fault::Reading);
+        return from.check_unread().map(|()| moved).map_err(Fault::Reading);
     }
     if from.is_ended() {
         return to.shut().map(|()| true).map_err(Fault::Writing);

@@ -171,11 +171,6 @@ impl<'a, M: Machine> Pump<'a, M> {
     /// Waits until one of the two sockets can go on, or has failed. Both are watched for a reset also while they are not
     /// read.
     async fn wait(&self) {
-        if self.is_over() {
-            // Only our last frames are on their way.
-            let _ = self.tunnel.channel.ready(Interest::WRITABLE | Interest::ERROR).await;
-            return;
-        }
         if self.tunnel_over {
             // A failure to wait shows again, and is judged, in the next step.
             let _ = self.application.ready(Interest::WRITABLE | Interest::ERROR).await;
@@ -188,16 +183,9 @@ impl<'a, M: Machine> Pump<'a, M> {
         if self.tunnel.channel.backlog() > 0 {
             tunnel |= Interest::WRITABLE;
         }
-        let mut application = Interest::ERROR;
-        if self.reads_application() {
-            application |= Interest::READABLE;
-        }
-        if self.application.backlog() > 0 {
-            application |= Interest::WRITABLE;
-        }
         tokio::select! {
             _ = self.tunnel.channel.ready(tunnel) => {}
-            _ = self.application.ready(application) => {}
+            () = self.application.wait(self.reads_application()) => {}
         }
     }
 
@@ -289,14 +277,8 @@ impl<'a, M: Machine> Pump<'a, M> {
     }
 
     fn read_application(&mut self) -> Result<bool, Ended> {
-        if self.is_over() {
-            // A host that has forgotten its socket answers our end with a reset: nothing is lost by that. Taken all the same, or
-            // the next wait would not wait.
-            let _ = self.application.check();
-            return Ok(false);
-        }
         if !self.reads_application() {
-            return self.application.check().map(|()| false).map_err(Ended::Application);
+            return self.application.check_unread().map(|()| false).map_err(Ended::Application);
         }
         // Until the far end has answered, one frame may be sent, and it is kept.
         let most = if self.opened { READ } else { MAX_PAYLOAD };
@@ -363,15 +345,11 @@ impl<'a, M: Machine> Pump<'a, M> {
     /// Finished is: both directions have ended, our application has its last byte, and our last frame is on its way.
     fn settle(&mut self) -> Result<(), Ended> {
         let sent = self.tunnel_over || self.tunnel.channel.backlog() == 0;
-        if self.is_over() && self.ended.is_none() && sent {
+        let over = self.tunnel.machine.is_settled() && self.application.is_shut();
+        if over && self.ended.is_none() && sent {
             self.ended = Some(Ended::Finished);
         }
         Ok(())
-    }
-
-    /// Both directions have ended, for both applications.
-    fn is_over(&self) -> bool {
-        self.tunnel.machine.is_settled() && self.application.is_shut()
     }
 
     /// What the end of the tunnel means; what had arrived before it has been taken. After DONE it means nothing: the

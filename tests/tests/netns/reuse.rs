@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::time::Duration;
 
 use agent_tests::traffic::{self, Pattern, Server};
 use agent_tests::{AgentSettings, Capture, Mesh, Pod, Settings, Side, TUNNEL_PORT, wait};
@@ -71,6 +73,39 @@ fn a_host_that_forgets_its_sockets_at_once_costs_no_later_connection() {
             assert_eq!((record.close(), record.number("/tunnel/use")), ("finished", number + 1));
         }
     }
+}
+
+/// The agent has everything that such a server said, and the tunnel has no room for the last of it, since the client reads
+/// nothing; then the client ends.
+#[test]
+fn nor_does_it_hold_up_what_waits_for_a_slow_client() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    web.set("net/ipv4/tcp_max_tw_buckets", "0");
+    // Small and fixed: with one of the lengths below the kernels hold all but what the agent holds.
+    for buffers in ["net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem"] {
+        client.set(buffers, "4096 16384 16384");
+        web.set(buffers, "4096 16384 16384");
+    }
+    let _server = Server::start(&web, web.at(80), |mut stream, _| {
+        let mut length = [0; 8];
+        stream.read_exact(&mut length).unwrap();
+        stream.write_all(&vec![7; u64::from_be_bytes(length) as usize]).unwrap();
+    });
+    let mut held = 0;
+    for length in (16..400_u64).step_by(16).map(|kilobytes| kilobytes << 10) {
+        let forgotten = forgotten(&web);
+        let mut stream = traffic::connect(&client, web.at(80)).unwrap();
+        stream.write_all(&length.to_be_bytes()).unwrap();
+        // Or never, if not all of it fits.
+        let is_forgotten = || (self::forgotten(&web) > forgotten).then_some(());
+        held += usize::from(wait::within(Duration::from_millis(500), is_forgotten).is_some());
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer.len() as u64, length);
+    }
+    assert!(held > 0);
 }
 
 /// How many closed sockets a pod's kernel had no room to remember.
