@@ -2,12 +2,9 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv6Addr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{AgentSettings, Mesh, Pod, Settings, Side, wait};
+use agent_tests::{AgentSettings, Load, Mesh, Settings, Side, wait};
 use std::time::Duration;
 
 /// How many clients ask at once.
@@ -17,47 +14,6 @@ fn mesh() -> Mesh {
     // What is still open when a test ends need not be waited for.
     let agent = AgentSettings { drain: "60s", ..AgentSettings::default() };
     Mesh::start_with(&Settings { agent, ..Settings::default() })
-}
-
-/// Clients that open one connection after the other, until this is dropped.
-struct Load {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    clients: Vec<thread::JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    fn start(client: &Pod, web: &Pod) -> Self {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let clients = (0..CLIENTS).map(|_| {
-            let (client, to, stop, done) = (client.clone(), web.at(80), Arc::clone(&stop), Arc::clone(&done));
-            thread::spawn(move || {
-                let mut failures = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    match traffic::ask(&client, to, b"request") {
-                        Ok(answer) if answer == b"request" => _ = done.fetch_add(1, Ordering::Relaxed),
-                        other => failures.push(format!("{other:?}")),
-                    }
-                }
-                failures
-            })
-        });
-        let load = Self { stop: Arc::clone(&stop), done: Arc::clone(&done), clients: clients.collect() };
-        load.goes_on();
-        load
-    }
-
-    fn goes_on(&self) {
-        let before = self.done.load(Ordering::Relaxed);
-        wait::until("requests go on", || (self.done.load(Ordering::Relaxed) > before + 200).then_some(()));
-    }
-
-    #[track_caller]
-    fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let failures: Vec<String> = self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
-        assert!(failures.is_empty(), "{} failed: {:?}", failures.len(), failures.first());
-    }
 }
 
 #[test]
@@ -72,7 +28,7 @@ fn no_connection_is_lost_new_or_old() {
         old.read_exact(&mut [0; 4]).unwrap();
     };
     exchange();
-    let load = Load::start(&client, &web);
+    let load = Load::start(&[(&client, web.at(80))], CLIENTS, &[1]);
     let mut draining = Vec::new();
     for side in [Side::A, Side::B, Side::A, Side::B] {
         let Mesh { agents, world, .. } = &mut mesh;
@@ -135,7 +91,7 @@ fn a_successor_serves_while_the_ca_is_away() {
     let mut mesh = mesh();
     let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
     let _echo = Server::echo(&web, 80);
-    let load = Load::start(&client, &web);
+    let load = Load::start(&[(&client, web.at(80))], CLIENTS, &[1]);
     mesh.ca.kill();
     for side in [0, 1] {
         let Mesh { agents, world, .. } = &mut mesh;
@@ -152,7 +108,7 @@ fn a_successor_that_fails_changes_nothing() {
     let mut mesh = mesh();
     let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
     let _echo = Server::echo(&web, 80);
-    let load = Load::start(&client, &web);
+    let load = Load::start(&[(&client, web.at(80))], CLIENTS, &[1]);
     let path = mesh.agents[1].config_path();
     let text = std::fs::read_to_string(&path).unwrap();
     // It fails when its programs are in the links already.

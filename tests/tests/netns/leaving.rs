@@ -3,11 +3,11 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Capture, Mesh, Mode, Pod, Side, TUNNEL_PORT, wait};
+use agent_tests::{Capture, Load, Mesh, Mode, Pod, Side, TUNNEL_PORT, wait};
 
 /// How many requests a connection that is kept alive carries.
 const KEPT_FOR: usize = 40;
@@ -15,58 +15,9 @@ const KEPT_FOR: usize = 40;
 /// Clients of each kind in each direction: of a connection for each request, and of one for many.
 const CLIENTS: usize = 2;
 
-struct Load {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    clients: Vec<thread::JoinHandle<Vec<String>>>,
-}
-
 fn request(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_all(b"request")?;
     stream.read_exact(&mut [0; 7])
-}
-
-fn requests(pod: &Pod, to: SocketAddr, count: usize, done: &AtomicUsize) -> std::io::Result<()> {
-    let mut stream = traffic::connect(pod, to)?;
-    for _ in 0..count {
-        request(&mut stream)?;
-        done.fetch_add(1, Ordering::Relaxed);
-    }
-    Ok(())
-}
-
-impl Load {
-    fn start(ways: &[(&Pod, SocketAddr)]) -> Self {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let kinds = ways.iter().flat_map(|way| [(way, 1), (way, KEPT_FOR)]);
-        let clients = kinds.flat_map(|kind| std::iter::repeat_n(kind, CLIENTS)).map(|(&(pod, to), count)| {
-            let (pod, stop, done) = (pod.clone(), Arc::clone(&stop), Arc::clone(&done));
-            thread::spawn(move || {
-                let mut failures = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    if let Err(error) = requests(&pod, to, count, &done) {
-                        failures.push(format!("{} to {to}, one of {count}: {error}", pod.name));
-                    }
-                }
-                failures
-            })
-        });
-        let load = Self { stop: Arc::clone(&stop), done: Arc::clone(&done), clients: clients.collect() };
-        load.goes_on();
-        load
-    }
-
-    fn goes_on(&self) {
-        let before = self.done.load(Ordering::Relaxed);
-        wait::until("requests go on", || (self.done.load(Ordering::Relaxed) > before + 400).then_some(()));
-    }
-
-    #[track_caller]
-    fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let failures: Vec<String> = self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
-        assert!(failures.is_empty(), "{} of {:?} failed: {failures:#?}", failures.len(), self.done);
-    }
 }
 
 fn release(mesh: &mut Mesh, pod: &Pod) {
@@ -85,7 +36,7 @@ fn no_request_fails_new_or_kept_alive() {
     let mut mesh = Mesh::start();
     let (client, web) = (mesh.world.pod("client", Side::A), mesh.world.pod("web", Side::B));
     let _servers = [Server::echo(&web, 80), Server::echo(&client, 80)];
-    let load = Load::start(&[(&client, web.at(80)), (&web, client.at(80))]);
+    let load = Load::start(&[(&client, web.at(80)), (&web, client.at(80))], CLIENTS, &[1, KEPT_FOR]);
     for first in [&web, &client] {
         mesh.enrol(&[&client, &web]);
         load.goes_on();
