@@ -125,7 +125,7 @@ pub const FLAG_V4_PORTS: u16 = 4;
 
 /// Value of `NETNS`, whose key is the network namespace's cookie (`u64`).
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Netns {
     /// [`STATE_ENROLLED`], [`STATE_KNOWN`] or [`STATE_RELEASED`]; a namespace that is not in the map is unknown.
     pub state: u8,

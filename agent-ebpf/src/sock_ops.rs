@@ -5,7 +5,7 @@ use agent_common::{Addr, CAPTURE_PORT, Counter, Endpoint, Flow, FlowKey, Watch, 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, bpf_sock,
 };
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_getsockopt, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::programs::SockOpsContext;
@@ -36,13 +36,15 @@ macro_rules! read {
 #[inline(always)]
 pub fn sock_ops(ctx: &SockOpsContext) {
     let op = read!(ctx, op);
-    let closes = op == BPF_SOCK_OPS_STATE_CB && read!(ctx, __bindgen_anon_1.args[1]) == BPF_TCP_CLOSE;
+    let state = if op == BPF_SOCK_OPS_STATE_CB { read!(ctx, __bindgen_anon_1.args[1]) } else { 0 };
     if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
         announce(ctx);
     } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
         accepted(ctx);
-    } else if closes {
+    } else if state == BPF_TCP_CLOSE {
         withdraw(ctx);
+    } else if state == BPF_TCP_CLOSE_WAIT {
+        end_probe(ctx);
     }
 }
 
@@ -104,14 +106,21 @@ fn option(ctx: &SockOpsContext, level: i32, name: i32) -> u32 {
     if failed == 0 { value } else { 0 }
 }
 
+/// The pod has ended a probe, or its socket closes: no SYN of that 4-tuple is the probe's any more.
+#[inline(always)]
+fn end_probe(ctx: &SockOpsContext) {
+    let Some(sk) = socket(ctx) else { return };
+    if let Some(probe) = probe::probed(sk) {
+        probe::withdraw(&Ends::of(ctx).as_dialler(probe.cookie));
+    }
+}
+
 /// A connection that was never made leaves nothing behind.
 #[inline(always)]
 fn withdraw(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
+    end_probe(ctx);
     let ends = Ends::of(ctx);
-    if let Some(probe) = probe::probed(sk) {
-        probe::withdraw(&ends.as_dialler(probe.cookie));
-    }
     let key = ends.as_dialler(cookie(ctx));
     if stored(&ORIGIN, sk).is_some() && ends.remote_port == CAPTURE_PORT {
         // ENOENT is the common case: PASSIVE_ESTABLISHED moved it.

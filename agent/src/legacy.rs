@@ -47,6 +47,8 @@ pub struct Subject<'a> {
     pub attached: &'a Arc<Attached>,
     /// Its connections are captured and carried.
     pub serves: bool,
+    /// The kernel knows of it what the directory says.
+    pub told: bool,
 }
 
 /// What came of ending connections.
@@ -136,7 +138,9 @@ impl Watch {
                 self.memory.serves(&subject.pod.uid);
             }
             let mut watched = self.take(&subject);
-            self.follow_mode(&subject, &mut watched, now);
+            if subject.told {
+                self.follow_mode(&subject, &mut watched, now);
+            }
             let again = look == Look::Again && watched.has_more_to_tell(subject.pod);
             if all
                 || again

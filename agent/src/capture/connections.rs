@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use agent_common::{Addr, CAPTURE_PORT, TUNNEL_PORT, in_capture_range, in_ports_net};
 use agent_core::legacy::{Connection, Opened};
@@ -165,8 +165,9 @@ fn sort(sockets: &[Socket], is_ephemeral: impl Fn(u16) -> bool) -> Listed {
     let (listening, connected): (Vec<&Socket>, Vec<&Socket>) =
         sockets.iter().partition(|socket| socket.state == TCP_LISTEN);
     let listeners: HashSet<SocketAddr> = listening.iter().map(|socket| socket.local).collect();
+    let everywhere = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
     let is_served = |at: SocketAddr| {
-        listeners.iter().any(|own| own.port() == at.port() && (own.ip() == at.ip() || own.ip().is_unspecified()))
+        listeners.contains(&at) || everywhere.iter().any(|ip| listeners.contains(&(*ip, at.port()).into()))
     };
     let ends: HashSet<(SocketAddr, SocketAddr)> = connected.iter().map(|socket| (socket.local, socket.peer)).collect();
     let mut listed = Listed::default();

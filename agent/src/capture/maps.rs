@@ -32,6 +32,7 @@ pub(super) struct Maps {
     heartbeat: Mutex<Array<MapData, u64>>,
     hosted: Mutex<Hosted>,
     probes: Mutex<HashMap<MapData, FlowKey, u64>>,
+    inside: Mutex<HashMap<MapData, FlowKey, u32>>,
 }
 
 impl fmt::Debug for Maps {
@@ -56,6 +57,7 @@ impl Maps {
             heartbeat: Mutex::new(take(object, "HEARTBEAT")?),
             hosted: Mutex::new(Hosted::take(object)?),
             probes: Mutex::new(take(object, "PROBES")?),
+            inside: Mutex::new(take(object, "INSIDE")?),
         })
     }
 
@@ -110,6 +112,7 @@ impl Maps {
     pub(super) fn remove_connections(&self, cookie: u64) -> io::Result<()> {
         remove_where(&mut *lock(&self.flows), |key| key.cookie == cookie)?;
         remove_where(&mut *lock(&self.probes), |key| key.cookie == cookie)?;
+        remove_where(&mut *lock(&self.inside), |key| key.cookie == cookie)?;
         self.remove_dials(cookie)
     }
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_common::{
@@ -75,7 +75,7 @@ pub struct Attached {
     was_known: bool,
     thread: AtomicU32,
     /// What `NETNS` was last told that the pod is; 0 = nothing yet.
-    state: AtomicU8,
+    told: Mutex<Option<Netns>>,
     /// The IPv6 capture range is local in the namespace.
     pub(super) has_v6_range: bool,
     /// So is the range for IPv4 sockets that are bound to a port alone.
@@ -112,7 +112,7 @@ impl Attached {
             was_enrolled: known.was_enrolled,
             was_known: known.was_known,
             thread: AtomicU32::new(known.thread),
-            state: AtomicU8::new(0),
+            told: Mutex::default(),
             has_v6_range: pod.addresses.iter().any(IpAddr::is_ipv6) && add_v6_range(pod, &namespace),
             has_v4_ports: add_v4_ports(pod, &namespace),
             namespace,
@@ -205,7 +205,7 @@ impl Attached {
             plaintext_ports: plaintext_ports(&pod.plaintext_ports),
         };
         self.maps.set_netns(self.namespace.cookie(), &value)?;
-        self.state.store(state, Ordering::Relaxed);
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
         Ok(())
     }
 
@@ -214,12 +214,8 @@ impl Attached {
     /// # Errors
     /// The system's.
     pub(super) fn is_known(&self) -> io::Result<bool> {
-        let told = self.state.load(Ordering::Relaxed);
-        let known = self
-            .maps
-            .netns(self.cookie())?
-            .is_some_and(|known| (known.state, known.pod_index, known.uid) == (told, self.index, uid_bytes(&self.uid)));
-        Ok(known || told == 0)
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(told.is_none() || told == self.maps.netns(self.cookie())?)
     }
 
     /// Refuses the pod's connects to a destination for a while: what came of the last one is known.

@@ -55,10 +55,10 @@ impl Tunnel<Acceptor> {
     pub async fn next_open(&mut self, drain: &Drain) -> Option<Request> {
         let mut until = pin!(sleep_until(Instant::now() + IDLE));
         loop {
-            // Before an OPEN that is here already: else a dialler that is quick would be served till the drain's deadline.
-            if drain.is_requested() && !self.machine.is_retired() {
-                self.machine.retire(&mut self.out);
-                self.send_frames().ok()?;
+            // Before an OPEN that is here already: else a dialler that is quick would be served till the drain's deadline. But
+            // whoever had just connected is served once.
+            if drain.is_requested() && !self.machine.is_retired() && self.machine.number() > 0 {
+                self.retire().ok()?;
                 until.as_mut().reset(Instant::now() + RETIRED);
             }
             match self.take_open() {
@@ -69,7 +69,10 @@ impl Tunnel<Acceptor> {
             let retired = self.machine.is_retired();
             tokio::select! {
                 ready = self.channel.ready(Interest::READABLE | Interest::ERROR) => { ready.ok()?; }
-                () = drain.requested(), if !retired => {}
+                () = drain.requested(), if !retired => {
+                    self.retire().ok()?;
+                    until.as_mut().reset(Instant::now() + RETIRED);
+                }
                 () = drain.over() => return None,
                 () = &mut until => {
                     // The dialler may not have read our last frames yet, and a reset would take them from it.
@@ -78,6 +81,11 @@ impl Tunnel<Acceptor> {
                 }
             }
         }
+    }
+
+    fn retire(&mut self) -> Result<(), Ended> {
+        self.machine.retire(&mut self.out);
+        self.send_frames()
     }
 
     /// Waits for the answer to an OPEN while the tunnel is watched: what the dialler sends before it has the answer is

@@ -141,6 +141,24 @@ fn a_pods_entry_that_is_removed_is_noticed_and_written_again() {
 }
 
 #[test]
+fn a_strict_pod_that_is_made_permissive_behind_the_agents_back_is_strict_again() {
+    let mut mesh = mesh();
+    let web = mesh.strict_pod("web", Side::B);
+    let stranger = mesh.world.pod("stranger", Side::A);
+    let _echo = Server::echo(&web, 80);
+    let map = Map::HashMap(MapData::from_pin(mesh.agents[1].layout().join("NETNS")).unwrap());
+    let mut netns: HashMap<_, u64, Netns> = map.try_into().unwrap();
+    let entry = netns.iter().map(Result::unwrap).find(|(_, known)| known.uid.starts_with(web.uid.as_bytes()));
+    let (cookie, known) = entry.unwrap();
+    netns.insert(cookie, Netns { mode: agent_common::MODE_PERMISSIVE, ..known }, 0).unwrap();
+    let status = until_noticed(&mut mesh, Side::B);
+    assert!(status.capture_problem().unwrap().contains(&format!("entry of pod {} was changed", web.uid)));
+    until_ok(&mut mesh, Side::B);
+    assert!(netns.get(&cookie, 0).unwrap() == known, "word for word");
+    assert!(traffic::ask(&stranger, web.at(80), SECRET).is_err());
+}
+
+#[test]
 fn other_peoples_programs_do_not_disturb() {
     let frontend: SocketAddrV4 = "10.96.254.254:80".parse().unwrap();
     let to = |web: &Pod| SocketAddrV4::new(web.address, 80);
