@@ -27,6 +27,10 @@ impl Load {
     /// requests are answered.
     pub fn start(ways: &[(&Pod, SocketAddr)], clients: usize, kinds: &[usize]) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        for (pod, _) in ways {
+            // Without Mantle they are so many that within TIME_WAIT's minute every port has been used.
+            pod.set("net/ipv4/tcp_tw_reuse", "1");
+        }
         let all = ways.iter().flat_map(|way| kinds.iter().map(move |kind| (way, *kind)));
         let clients = all.flat_map(|one| std::iter::repeat_n(one, clients)).map(|(&(pod, to), count)| {
             let (pod, stop, done) = (pod.clone(), Arc::clone(&stop), Arc::clone(&done));
