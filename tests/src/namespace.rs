@@ -96,6 +96,18 @@ impl Namespace {
         self.within(|| fs::write(&path, value).must(path.display()));
     }
 
+    /// Runs `nft` here with these words.
+    ///
+    /// # Panics
+    /// If it fails, with what it said.
+    #[track_caller]
+    pub fn nft(&self, words: &str) {
+        let mut command = self.command("nft");
+        let output = command.arg(words).stdin(Stdio::null()).output().must("cannot run `nft` (install nftables)");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "`nft {words}` failed: {}", said.trim());
+    }
+
     /// Takes the name away, and with it the namespace once its last process and socket are gone.
     pub(crate) fn remove(&self) {
         ip(&format!("netns del {}", self.name));

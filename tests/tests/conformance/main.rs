@@ -11,6 +11,7 @@ mod failover;
 mod late;
 mod listening;
 mod local;
+mod nodelay;
 mod options;
 mod raw;
 mod restart;

@@ -1,7 +1,7 @@
 //! Sockets that more than one thread, descriptor, process or moment has.
 
-use std::io::{IoSlice, Read as _};
-use std::net::Shutdown;
+use std::io::IoSlice;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -13,7 +13,7 @@ use nix::unistd::dup;
 use socket2::{Domain, Protocol, Socket};
 
 use crate::deviations::DEVIATIONS;
-use crate::sockets::{Ends, accept, connect, exchange, listen, meet, open, own, read, send, tcp};
+use crate::sockets::{Ends, accept, any6, connect, exchange, listen, mapped, meet, open, own, peer, read, send, tcp};
 
 #[test]
 fn every_way_to_share_a_socket() {
@@ -157,26 +157,47 @@ fn of_a_process_that_is_killed(pair: &Pair, notes: &mut Notes) {
 fn a_socket_is_captured_when_it_connects_not_when_it_is_opened() {
     let mut mesh = Mesh::start();
     let (client, web) = (mesh.world.pod("client", Side::A), mesh.world.pod("web", Side::B));
-    let listener = listen(&web, "0.0.0.0:80".parse().unwrap());
-    let [before, fresh, bound] = [(); 3].map(|()| open(&client, Domain::IPV4, Protocol::TCP));
-    connect(&before, web.at(80)).unwrap();
-    let (mut old, _) = accept(&listener).unwrap();
-    bound.bind(&client.at(5555).into()).unwrap();
+    let listener = listen(&web, any6(80));
+    let places = [web.at(80), web.at6(80), mapped(web.at(80))];
+    let opened = places.map(|to| [(); 3].map(|()| open(&client, Domain::for_address(to), Protocol::TCP)));
+    let mut old = Vec::new();
+    for (port, ([before, _, bound], to)) in (5555..).zip(opened.iter().zip(places)) {
+        connect(before, to).unwrap();
+        old.push(accept(&listener).unwrap().0);
+        let own = if to.ip().to_canonical().is_ipv4() { client.at(port) } else { client.at6(port) };
+        bound.bind(&if to.is_ipv6() { mapped(own) } else { own }.into()).unwrap();
+    }
     mesh.enrol(&[&client, &web]);
-    for socket in [&fresh, &bound] {
-        connect(socket, web.at(80)).unwrap();
-        let (server, accepted) = accept(&listener).unwrap();
-        assert_eq!((accepted, server.peer_addr().unwrap().as_socket()), (own(socket), Some(own(socket))));
-        send(socket, b"question").unwrap();
-        assert_eq!(read(&server, 8).unwrap(), "question");
-        drop(server);
-        assert_eq!(read(socket, 1).unwrap(), "");
-        socket.shutdown(Shutdown::Both).unwrap();
-        mesh.agents[0].records.of_client(own(socket));
+    mesh.dual_stack(&[&client, &web]);
+    for ([_, fresh, bound], to) in opened.iter().zip(places) {
+        for socket in [fresh, bound] {
+            connect(socket, to).unwrap();
+            until_its_end(&mesh, socket, &listener);
+        }
     }
     // Strict is about new connections.
     mesh.change(|directory| directory.entry(&web).mode = Mode::Strict);
-    send(&before, b"question").unwrap();
-    old.read_exact(&mut [0; 8]).unwrap();
-    assert_eq!(mesh.agents[0].records.all().len(), 2);
+    for ([before, ..], server) in opened.iter().zip(&old) {
+        send(before, b"question").unwrap();
+        assert_eq!(read(server, 8).unwrap(), "question");
+    }
+    assert_eq!(mesh.agents[0].records.all().len(), 2 * places.len());
+}
+
+/// Uses a connection that is captured, up to its record.
+#[track_caller]
+fn until_its_end(mesh: &Mesh, socket: &Socket, listener: &Socket) {
+    let (server, accepted) = accept(listener).unwrap();
+    let own = canonical(own(socket));
+    assert_eq!((canonical(accepted), canonical(peer(&server).unwrap())), (own, own));
+    send(socket, b"question").unwrap();
+    assert_eq!(read(&server, 8).unwrap(), "question");
+    drop(server);
+    assert_eq!(read(socket, 1).unwrap(), "");
+    socket.shutdown(Shutdown::Both).unwrap();
+    mesh.agents[0].records.of_client(own);
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

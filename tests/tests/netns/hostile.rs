@@ -5,10 +5,9 @@
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
-use std::process::Stdio;
 
 use agent_tests::traffic::{self, Sink};
-use agent_tests::{Capture, Forged, Mesh, Pod, Side, wait};
+use agent_tests::{Capture, Forged, Mesh, Namespace, Pod, Side, wait};
 use nix::errno::Errno;
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -19,8 +18,13 @@ const SECRET: &[u8] = b"in-the-clear";
 type Attack = fn(&Pod, SocketAddr) -> io::Result<()>;
 
 /// What the connect hook does not see, or not as what it is.
-const PAST_THE_HOOK: [(&str, Attack); 3] =
-    [("by hand", by_hand), ("by address translation", translated), ("from a namespace of its own", nested)];
+const PAST_THE_HOOK: [(&str, Attack); 5] = [
+    ("by hand", by_hand),
+    ("by address translation", translated),
+    ("from a namespace of its own", nested),
+    ("from one by a second device on its own", macvlan),
+    ("from one behind it", behind),
+];
 
 /// What changes nothing of a socket that is no enrolled pod's.
 const ANY_SOCKET: [(&str, Attack); 4] =
@@ -226,33 +230,181 @@ fn translated(pod: &Pod, to: SocketAddr) -> io::Result<()> {
         IpAddr::V6(real) => ("ip6", "[2001:db8::1]:80", format!("[{real}]")),
     };
     let nobody: SocketAddr = nobody.parse().unwrap();
-    nft(pod, "flush ruleset");
-    nft(
-        pod,
-        &format!(
-            "table {family} own {{ chain out {{ type nat hook output priority -100; \
-             {family} daddr {} tcp dport 80 dnat to {real}:80; }}; }}",
-            nobody.ip()
-        ),
-    );
+    pod.namespace.nft("flush ruleset");
+    pod.namespace.nft(&format!(
+        "table {family} own {{ chain out {{ type nat hook output priority -100; \
+         {family} daddr {} tcp dport 80 dnat to {real}:80; }}; }}",
+        nobody.ip()
+    ));
     send(socket(pod, nobody, None)?, nobody)
-}
-
-fn nft(pod: &Pod, words: &str) {
-    let output = pod.namespace.command("nft").arg(words).stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "`nft {words}`: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// From a namespace that nobody knows, into which it takes its device with its address.
 fn nested(pod: &Pod, to: SocketAddr) -> io::Result<()> {
     let inner = pod.namespace.beside("inner");
-    if pod.namespace.within(|| nix::net::if_::if_nametoindex("eth0")).is_ok() {
+    if !has(&inner, "eth0") {
         pod.namespace.ip(&format!("link set eth0 netns {}", inner.name()));
-        inner.ip(&format!("address add {}/32 dev eth0", pod.address));
-        inner.ip(&format!("-6 address add {}/128 dev eth0 nodad", pod.address6));
-        inner.ip("link set eth0 up");
-        inner.ip("route add default via 169.254.1.1 dev eth0 onlink");
-        inner.ip("-6 route add default via fe80::1 dev eth0");
+        settle(pod, &inner, "eth0");
     }
     inner.within(|| TcpStream::connect(to))?.write_all(SECRET)
+}
+
+/// The same, but its device stays, without its address; what comes goes on to the one that is made over it.
+fn macvlan(pod: &Pod, to: SocketAddr) -> io::Result<()> {
+    let inner = pod.namespace.beside("macvlan");
+    if !has(&inner, "over") {
+        let over = format!("link add link eth0 name over netns {} type macvlan mode passthru", inner.name());
+        pod.namespace.ip(&over);
+        pod.namespace.ip("address flush dev eth0");
+        settle(pod, &inner, "over");
+    }
+    inner.within(|| TcpStream::connect(to))?.write_all(SECRET)
+}
+
+/// From a namespace whose packets it forwards, as if they were its own.
+fn behind(pod: &Pod, to: SocketAddr) -> io::Result<()> {
+    let (outer, inner) = (&pod.namespace, pod.namespace.beside("behind"));
+    if !has(&inner, "eth0") {
+        outer.ip(&format!("link add below type veth peer name eth0 netns {}", inner.name()));
+        for (end, device, last) in [(outer, "below", 1), (&inner, "eth0", 2)] {
+            end.ip(&format!("address add 192.0.2.{last}/24 dev {device}"));
+            end.ip(&format!("-6 address add 2001:db8:1::{last}/64 dev {device} nodad"));
+            end.ip(&format!("link set {device} up"));
+        }
+        inner.ip("route add default via 192.0.2.1");
+        inner.ip("-6 route add default via 2001:db8:1::1");
+        outer.set("net/ipv4/ip_forward", "1");
+        outer.set("net/ipv6/conf/all/forwarding", "1");
+        let chain = "chain out { type nat hook postrouting priority 100; oifname \"eth0\" masquerade; }";
+        outer.nft(&format!("table inet own {{ {chain}; }}"));
+    }
+    inner.within(|| TcpStream::connect(to))?.write_all(SECRET)
+}
+
+fn has(namespace: &Namespace, device: &str) -> bool {
+    namespace.within(|| nix::net::if_::if_nametoindex(device)).is_ok()
+}
+
+/// Gives a device the pod's addresses and its way out.
+fn settle(pod: &Pod, inner: &Namespace, device: &str) {
+    inner.ip(&format!("address add {}/32 dev {device}", pod.address));
+    inner.ip(&format!("-6 address add {}/128 dev {device} nodad", pod.address6));
+    inner.ip(&format!("link set {device} up"));
+    inner.ip(&format!("route add default via 169.254.1.1 dev {device} onlink"));
+    inner.ip(&format!("-6 route add default via fe80::1 dev {device}"));
+}
+
+/// What is sent with the address of another pod, whose answers the network takes back to the sender.
+mod as_another {
+    use super::*;
+
+    /// Sends the secret as somebody else.
+    type Attack = fn(&Pod, &Pod, SocketAddr) -> io::Result<TcpStream>;
+
+    const ATTACKS: [(&str, Attack); 3] =
+        [("by IP_TRANSPARENT", transparent), ("by address translation", translated), ("by both", by_both)];
+
+    /// The node leads to the hostile pod what is meant for its victim.
+    fn mislead(mesh: &Mesh, victim: &Pod, hostile: &Pod) {
+        let node = &mesh.world.node(hostile.side).namespace;
+        let device = &hostile.interface;
+        node.ip(&format!("route replace {}/32 via {} dev {device} onlink", victim.address, hostile.address));
+        node.ip(&format!("-6 route replace {}/128 via {} dev {device} onlink", victim.address6, hostile.address6));
+    }
+
+    fn address(victim: &Pod, to: SocketAddr) -> IpAddr {
+        if to.is_ipv4() { victim.address.into() } else { victim.address6.into() }
+    }
+
+    fn transparent(pod: &Pod, victim: &Pod, to: SocketAddr) -> io::Result<TcpStream> {
+        let (family, stolen) = (if to.is_ipv4() { "-4" } else { "-6" }, address(victim, to));
+        pod.namespace.ip(&format!("{family} route replace local {stolen} dev lo"));
+        let socket = socket(pod, to, None)?;
+        let (level, option) = match to {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+        };
+        let (on, size) = (1_i32, libc::socklen_t::try_from(size_of::<i32>()).unwrap());
+        // SAFETY: the option is an int, which outlives the call.
+        let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), size) };
+        Errno::result(set)?;
+        socket.bind(&SocketAddr::new(stolen, 0).into())?;
+        deliver(socket, to)
+    }
+
+    fn translated(pod: &Pod, victim: &Pod, to: SocketAddr) -> io::Result<TcpStream> {
+        translate(pod, victim, to);
+        deliver(socket(pod, to, None)?, to)
+    }
+
+    fn by_both(pod: &Pod, victim: &Pod, to: SocketAddr) -> io::Result<TcpStream> {
+        translate(pod, victim, to);
+        transparent(pod, victim, to)
+    }
+
+    /// Whatever the pod sends there, a tunnel too, comes from the other one's address.
+    fn translate(pod: &Pod, victim: &Pod, to: SocketAddr) {
+        let (family, stolen) = (if to.is_ipv4() { "ip" } else { "ip6" }, address(victim, to));
+        let rule = format!("{family} daddr {} snat to {stolen}", to.ip());
+        pod.namespace.nft("flush ruleset");
+        pod.namespace
+            .nft(&format!("table {family} own {{ chain out {{ type nat hook postrouting priority 100; {rule}; }}; }}"));
+    }
+
+    fn deliver(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
+        socket.connect(&to.into())?;
+        let mut stream = traffic::patient(socket.into())?;
+        // A reset may come before the write.
+        let _ = stream.write_all(SECRET);
+        Ok(stream)
+    }
+
+    #[test]
+    fn a_stranger_gets_no_byte_into_a_strict_pod() {
+        let mut receivers = Receivers::start();
+        let victim = receivers.mesh.pod("victim", Side::A);
+        receivers.mesh.dual_stack(&[&victim]);
+        for (name, attack) in ATTACKS {
+            let hostile = receivers.mesh.world.pod("hostile", Side::A);
+            mislead(&receivers.mesh, &victim, &hostile);
+            for at in [Pod::at, Pod::at6] {
+                let (before, to) = (receivers.open.1.bytes(), at(&receivers.open.0, 80));
+                attack(&hostile, &victim, to).unwrap_or_else(|error| panic!("{name}, to {to}: {error}"));
+                wait::until(&format!("the control: {name}, to {to}, it is delivered"), || {
+                    (receivers.open.1.bytes() > before).then_some(())
+                });
+                let refused = attack(&hostile, &victim, at(&receivers.strict.0, 80)).map_err(|error| error.kind());
+                assert_eq!(refused.map(drop), Err(io::ErrorKind::ConnectionRefused), "{name}");
+            }
+        }
+        receivers.check();
+    }
+
+    /// Its own agent secures what it sends, and the receiver's takes it for nobody else than its certificate says.
+    #[test]
+    fn nor_is_a_pod_of_the_mesh_served_as_that_one() {
+        let mut receivers = Receivers::start();
+        let victim = receivers.mesh.pod("victim", Side::A);
+        receivers.mesh.dual_stack(&[&victim]);
+        for (name, attack) in ATTACKS {
+            let hostile = receivers.mesh.pod("hostile", Side::A);
+            receivers.mesh.dual_stack(&[&hostile]);
+            mislead(&receivers.mesh, &victim, &hostile);
+            let mut wire = Capture::on(&hostile.namespace, "eth0");
+            for at in [Pod::at, Pod::at6] {
+                let to = at(&receivers.strict.0, 80);
+                let mut stream =
+                    attack(&hostile, &victim, to).unwrap_or_else(|error| panic!("{name}, to {to}: {error}"));
+                let own = stream.local_addr().unwrap();
+                traffic::expect_reset(&mut stream);
+                let [here, there] = &receivers.mesh.agents;
+                let (sent, taken) = (here.records.of_client(own), there.records.of_client(own));
+                sent.names("source", &hostile);
+                assert_eq!((taken.close(), taken.blame()), ("denied", "peer"), "{name}: {taken:#?}");
+            }
+            assert!(!wire.shows(SECRET));
+            assert_eq!((wire.bytes_at(80), wire.connections_to(80)), (0, 0));
+        }
+        receivers.check();
+    }
 }

@@ -32,6 +32,7 @@ mod other_hooks;
 mod out_of_reach;
 mod peer_addresses;
 mod plaintext_ports;
+mod port_forward;
 mod probes;
 mod reboot;
 mod refused_before;

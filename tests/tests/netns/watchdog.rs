@@ -1,7 +1,7 @@
 //! The agent notices when its programs are not the ones that run, says so, and puts them back.
 
 use std::fs;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use agent_common::Netns;
 use agent_tests::tamper::{self, Rewriter};
@@ -160,14 +160,14 @@ fn a_strict_pod_that_is_made_permissive_behind_the_agents_back_is_strict_again()
 
 #[test]
 fn other_peoples_programs_do_not_disturb() {
-    let frontend: SocketAddrV4 = "10.96.254.254:80".parse().unwrap();
-    let to = |web: &Pod| SocketAddrV4::new(web.address, 80);
+    let frontend: SocketAddr = "10.96.254.254:80".parse().unwrap();
+    let to = |web: &Pod| web.at(80);
     let first = Rewriter::attach(None, frontend, "10.78.2.11:80".parse().unwrap());
     let mut mesh = mesh();
     let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
     assert_eq!(to(&web), "10.78.2.11:80".parse().unwrap());
     let _echo = Server::echo(&web, 80);
-    assert_eq!(traffic::ask(&client, frontend.into(), SECRET).unwrap(), SECRET, "one that runs before ours");
+    assert_eq!(traffic::ask(&client, frontend, SECRET).unwrap(), SECRET, "one that runs before ours");
     drop(first);
     let below = Cgroup::make(&format!("{}-below", mesh.world.name()));
     let others = [Rewriter::attach(Some(&below), frontend, to(&web)), Rewriter::attach(None, frontend, to(&web))];
