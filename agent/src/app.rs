@@ -218,7 +218,7 @@ fn socket(config: &Config) -> PathBuf {
 
 /// Where the instance's agents count the records that they owe.
 fn ledger(config: &Config) -> PathBuf {
-    config.capture.run_dir.join(format!("{}.records-1", config.capture.instance))
+    config.capture.run_dir.join(format!("{}.records-2", config.capture.instance))
 }
 
 /// What an agent does while it serves.
