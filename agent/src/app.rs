@@ -240,6 +240,8 @@ impl Duty {
         let mut door = if takeover.is_none() { Some(open_door(socket)?) } else { None };
         let mut strangers = self.enrolment.strangers();
         let mut now_and_then = tokio::time::interval(NOW_AND_THEN);
+        // What was missed while a successor was waited for is not made up for.
+        now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let (snapshot, held) =
                 (Arc::clone(&directory.borrow_and_update()), Arc::clone(&certificates.borrow_and_update()));
