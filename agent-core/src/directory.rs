@@ -74,6 +74,8 @@ pub struct Directory {
     services: Vec<Arc<Service>>,
     /// Each frontend's service, and its number there.
     by_frontend: HashMap<SocketAddr, (usize, usize)>,
+    /// The services that name an address as an endpoint in the clear, each once.
+    by_plain: HashMap<IpAddr, Vec<usize>>,
 }
 
 /// Two pods that claim one address. One of them is wrong, or an author is; the first keeps it, both are reported.
@@ -99,8 +101,8 @@ impl Directory {
             }
         }
         let pods = pods.into_iter().map(Arc::new).collect();
-        let (services, by_frontend) = (Vec::new(), HashMap::new());
-        Self { revision, trust_domain, pods, by_address, by_uid, services, by_frontend }
+        let (services, by_frontend, by_plain) = (Vec::new(), HashMap::new(), HashMap::new());
+        Self { revision, trust_domain, pods, by_address, by_uid, services, by_frontend, by_plain }
     }
 
     /// Lets the owner that a contested address had before keep it, wherever the file lists it now.

@@ -218,7 +218,7 @@ fn socket(config: &Config) -> PathBuf {
 
 /// Where the instance's agents count the records that they owe.
 fn ledger(config: &Config) -> PathBuf {
-    config.capture.run_dir.join(format!("{}.records-1", config.capture.instance))
+    config.capture.run_dir.join(format!("{}.records-2", config.capture.instance))
 }
 
 /// What an agent does while it serves.
@@ -240,6 +240,8 @@ impl Duty {
         let mut door = if takeover.is_none() { Some(open_door(socket)?) } else { None };
         let mut strangers = self.enrolment.strangers();
         let mut now_and_then = tokio::time::interval(NOW_AND_THEN);
+        // What was missed while a successor was waited for is not made up for.
+        now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let (snapshot, held) =
                 (Arc::clone(&directory.borrow_and_update()), Arc::clone(&certificates.borrow_and_update()));

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +21,7 @@ use crate::directory::{LISTED, LegacyConnection, PodConnections};
 
 mod memory;
 
-use memory::Memory;
+use memory::{BOOT, Memory};
 
 /// Recycling goes on once in this time.
 const PACE: Duration = Duration::from_secs(1);
@@ -112,7 +112,7 @@ struct Grace {
 impl Watch {
     /// Begins with what is remembered. `can_destroy` is the kernel's answer to whether it can end connections.
     pub fn new(node: &str, config: LegacyConfig, can_destroy: Result<(), DestroyError>) -> Self {
-        let memory = Memory::open(config.memory.clone());
+        let memory = Memory::open(config.memory.clone(), Path::new(BOOT));
         let powerless = can_destroy.err().map(|error| error.to_string());
         if let Some(reason) = &powerless {
             warn!(reason, "connections that are older than an enrolment are listed, and cannot be ended");
@@ -150,6 +150,7 @@ impl Watch {
                 match watched.scan(directory, subject.pod) {
                     Ok(()) => {
                         self.unlisted.remove(&subject.pod.uid);
+                        self.keep_older(&subject.pod.uid, &watched);
                         left -= self.end_due(&subject, &mut watched, now, left);
                     }
                     Err(error) => {
@@ -158,6 +159,9 @@ impl Watch {
                         watched.postpone(now);
                     }
                 }
+            }
+            if !watched.window {
+                self.memory.looked_at(&subject.pod.uid);
             }
             if self.powerless.is_none() && watched.grace.as_ref().is_some_and(|grace| grace.over) {
                 self.memory.grace_is_over(&subject.pod.uid);
@@ -207,7 +211,7 @@ impl Watch {
         let destroyed = known.as_ref().map_or(0, |watched| watched.destroyed);
         known.filter(|watched| Arc::ptr_eq(&watched.attached, attached)).unwrap_or_else(|| Watched {
             attached: Arc::clone(attached),
-            window: !attached.was_known()
+            window: !(attached.was_known() && self.memory.has_looked_at(&pod.uid))
                 && self.memory.has_served(&pod.uid)
                 && (pod.serving || pod.mode == Mode::Strict),
             is_known: false,
@@ -236,12 +240,22 @@ impl Watch {
                     None => self.config.strict_grace,
                 };
                 self.memory.set_grace(uid, left);
-                watched.grace = Some(Grace::begin(now, left));
+                let older = self.memory.older(uid).filter(|_| subject.attached.was_known() && !watched.window);
+                watched.grace = Some(Grace { older, ..Grace::begin(now, left) });
             }
             (Mode::Permissive | Mode::Released, _) => {
                 self.memory.end_grace(uid);
                 watched.grace = None;
             }
+        }
+    }
+
+    /// Keeps which connections are older, once it is known, for an agent that starts before they have ended.
+    fn keep_older(&mut self, uid: &PodUid, watched: &Watched) {
+        let grace = watched.grace.as_ref().filter(|grace| !grace.over);
+        let older = grace.and_then(|grace| grace.older.as_ref());
+        if let Some(older) = older.filter(|older| self.memory.older(uid).as_ref() != Some(older)) {
+            self.memory.set_older(uid, older);
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use agent_core::identity::PodUid;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 use tracing::{debug, error, warn};
@@ -20,8 +21,12 @@ use crate::inbound::{self, Inbound};
 use crate::outbound::{self, Outbound};
 use crate::plane::Plane;
 
-/// Orders that may wait for a busy thread; whoever gives one waits for its answer anyway.
-const ORDERS: usize = 16;
+/// Orders that may wait for a thread that does not answer: each of its pods' listeners must be told to go. While it answers,
+/// none does, since whoever gives one waits for the answer.
+const ORDERS: usize = 4096;
+
+/// How long an answer is waited for. The kernel takes a thread for hung much sooner.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// How long a TCP handshake may still end with a listener that a successor's has replaced.
 pub const HANDSHAKES_END: Duration = Duration::from_secs(3);
@@ -73,26 +78,24 @@ impl Workers {
     /// Opens the pod's listeners on this thread, which the kernel has been told of, and puts them into their slots.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's, or that the thread does not answer; if it does later, it opens none.
     pub async fn serve(&mut self, pod: &Arc<Attached>, thread: u32) -> io::Result<()> {
-        let (answer, answered) = oneshot::channel();
-        self.order(thread, Order::Serve(Arc::clone(pod), answer)).await?;
-        answered.await.map_err(|_| thread_gone())??;
+        self.ask(thread, |answer| Order::Serve(Arc::clone(pod), answer)).await??;
         self.serving.insert(pod.uid().clone(), thread);
         Ok(())
     }
 
-    /// Closes the pod's listeners; connections that they accepted go on.
+    /// Closes the pod's listeners; connections that they accepted go on. A thread that does not answer closes them when it
+    /// lives again.
     pub async fn stop(&mut self, uid: &PodUid) {
         self.leave(uid, Leave::Alone).await;
     }
 
     async fn leave(&mut self, uid: &PodUid, how: Leave) {
         let Some(thread) = self.serving.remove(uid) else { return };
-        let (answer, answered) = oneshot::channel();
-        if self.order(thread, Order::Stop(uid.clone(), how, answer)).await.is_ok() {
-            // An error says that the thread is gone, and with it the listeners.
-            let _ = answered.await;
+        // Without the thread the listeners are gone as well.
+        if let Err(error) = self.ask(thread, |answer| Order::Stop(uid.clone(), how, answer)).await {
+            error!(pod = %uid, thread, %error, "its listeners were not seen to close");
         }
     }
 
@@ -107,17 +110,30 @@ impl Workers {
     /// Puts every listener back into its slot: a successor had its own there, and is gone.
     pub async fn return_all(&self) {
         for (thread, _) in (0..).zip(&self.threads) {
-            let (answer, answered) = oneshot::channel();
-            if self.order(thread, Order::Return(answer)).await.is_ok() {
-                let _ = answered.await;
+            if let Err(error) = self.ask(thread, Order::Return).await {
+                error!(thread, %error, "its listeners were not seen to return to their slots");
             }
         }
     }
 
-    async fn order(&self, thread: u32, order: Order) -> io::Result<()> {
+    /// Gives an order, and waits for the answer for [`ANSWER`]; not at all if one that was given before still waits.
+    async fn ask<T>(&self, thread: u32, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> io::Result<T> {
         let sender = self.threads.get(thread as usize).ok_or_else(thread_gone)?;
-        sender.send(order).await.map_err(|_| thread_gone())
+        let is_silent = sender.capacity() < sender.max_capacity();
+        let (answer, answered) = oneshot::channel();
+        sender.try_send(order(answer)).map_err(|error| match error {
+            TrySendError::Full(_) => thread_silent(),
+            TrySendError::Closed(_) => thread_gone(),
+        })?;
+        if is_silent {
+            return Err(thread_silent());
+        }
+        tokio::time::timeout(ANSWER, answered).await.map_err(|_| thread_silent())?.map_err(|_| thread_gone())
     }
+}
+
+fn thread_silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "a data plane thread does not answer: if it stays so, restart the agent")
 }
 
 fn thread_gone() -> io::Error {
@@ -149,16 +165,18 @@ fn run(mut inbox: mpsc::Receiver<Order>, heart: Heart, plane: Plane) {
             };
             let Some(order) = order else { return };
             match order {
+                // Whoever asked has given up.
+                Order::Serve(_, answer) if answer.is_closed() => {}
                 Order::Serve(pod, answer) => {
                     let result = heart.beat().and_then(|()| serve(&pod, &outbound, &inbound)).map(|tasks| {
                         serving.insert(pod.uid().clone(), tasks);
                     });
-                    let _ = answer.send(result);
+                    if answer.send(result).is_err() {
+                        leave(serving.remove(pod.uid()), Leave::Alone).await;
+                    }
                 }
                 Order::Stop(uid, how, answer) => {
-                    for accepting in serving.remove(&uid).into_iter().flatten() {
-                        accepting.leave(how).await;
-                    }
+                    leave(serving.remove(&uid), how).await;
                     let _ = answer.send(());
                 }
                 Order::Return(answer) => {
@@ -172,6 +190,12 @@ fn run(mut inbox: mpsc::Receiver<Order>, heart: Heart, plane: Plane) {
     });
     // The set ends when the last connection does, not with the orders.
     runtime.block_on(local);
+}
+
+async fn leave(accepting: Option<Vec<Accepting>>, how: Leave) {
+    for accepting in accepting.into_iter().flatten() {
+        accepting.leave(how).await;
+    }
 }
 
 /// When a thread says that it lives. A beat that is late is not made up for.
@@ -273,5 +297,29 @@ async fn accept_until<T>(
                 }
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_that_does_not_answer_is_waited_for_once_and_keeps_its_orders() {
+        let (orders, mut inbox) = mpsc::channel(ORDERS);
+        let uids = ["one", "two"].map(|name| name.parse::<PodUid>().unwrap());
+        let serving = uids.iter().map(|uid| (uid.clone(), 0)).collect();
+        let mut workers = Workers { threads: vec![orders], serving };
+        let begun = tokio::time::Instant::now();
+        workers.stop_all(Leave::Alone).await;
+        assert_eq!(begun.elapsed(), ANSWER, "the second is not waited for");
+        for _ in &uids {
+            assert!(matches!(inbox.try_recv().unwrap(), Order::Stop(_, Leave::Alone, _)));
+        }
+        drop(inbox);
+        let gone = workers.ask(0, Order::Return).await.unwrap_err();
+        assert_eq!(gone.to_string(), thread_gone().to_string());
     }
 }

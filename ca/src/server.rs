@@ -16,7 +16,7 @@ use rustls::version::TLS13;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -55,6 +55,8 @@ const MOST_CALLS: u32 = 8;
 const STREAM_WINDOW: u32 = 32 * 1024;
 const CONNECTION_WINDOW: u32 = 64 * 1024;
 const MOST_HEADERS: u32 = 8 * 1024;
+/// A stop waits so long for calls that are under way: longer than any good one takes.
+const STOP: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), CaError> {
     let storage = Storage::open(&config.state_dir)?;
@@ -83,13 +85,35 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_header_list_size(MOST_HEADERS);
+    let (told, stopping) = oneshot::channel();
     let served = server.add_service(service).serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
         stop.await;
         accepting.abort();
+        // An error says that nobody waits any more.
+        let _ = told.send(());
     });
-    let result = served.await;
+    let result = within(served, stopping, STOP).await;
     renewal.abort();
-    Ok(result?)
+    Ok(result.unwrap_or(Ok(()))?)
+}
+
+/// What it comes to; none if it has not ended so long after it was told to: an agent that reads nothing is not waited for.
+async fn within<T>(served: impl Future<Output = T>, stopping: oneshot::Receiver<()>, after: Duration) -> Option<T> {
+    let late = async {
+        match stopping.await {
+            Ok(()) => sleep(after).await,
+            // It was never told to stop, and has ended by itself.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        result = served => Some(result),
+        () = late => {
+            warn!(?after, "stopped, though some agents have not taken their answers");
+            None
+        }
+    }
 }
 
 async fn accept(
@@ -215,5 +239,31 @@ async fn renew(certificate: Arc<ServerCertificate>, authority: Arc<Authority>) {
             Ok(next) => certificate.0.store(Arc::new(next)),
             Err(error) => warn!(%error, "cannot renew the server's certificate; it is tried again"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use std::future::{pending, ready};
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_for_who_reads_nothing() {
+        let (told, stopping) = oneshot::channel();
+        told.send(()).unwrap();
+        assert_eq!(within(pending::<()>(), stopping, Duration::from_millis(1)).await, None);
+    }
+
+    #[tokio::test]
+    async fn what_ends_by_itself_is_told() {
+        let (told, stopping) = oneshot::channel();
+        drop(told);
+        let failing = async {
+            tokio::task::yield_now().await;
+            ready(1).await
+        };
+        assert_eq!(within(failing, stopping, Duration::ZERO).await, Some(1));
     }
 }

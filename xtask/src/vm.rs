@@ -51,6 +51,15 @@ pub(crate) struct Arguments {
     /// Tests whose names hold this text, instead of the core ones.
     #[arg(long)]
     tests: Option<String>,
+    /// Which tests those are: `netns`, `conformance` or `programs`.
+    #[arg(long, default_value = "netns", requires = "tests")]
+    of: String,
+    /// The memory of each machine, as qemu takes it.
+    #[arg(long, default_value = "2G")]
+    memory: String,
+    /// Run the optimised `mantle`.
+    #[arg(long)]
+    release: bool,
 }
 
 /// Boots each kernel and runs the tests in it; fails if one does not do what the README says of it.
@@ -60,7 +69,8 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
     let named = arguments.kernels.iter().map(String::as_str);
     let wanted: Vec<&str> = if arguments.kernels.is_empty() { KERNELS.into() } else { named.collect() };
     let releases: Vec<Release> = wanted.iter().map(|name| packages.release(name)).collect::<Done<_>>()?;
-    let (mantle, executable) = (build::mantle(build::Profile::Dev)?, test::executable("netns")?);
+    let profile = if arguments.release { build::Profile::Release } else { build::Profile::Dev };
+    let (mantle, executable) = (build::mantle(profile)?, test::executable(&arguments.of)?);
     let tests = match &arguments.tests {
         Some(text) => Tests::holding(text, mantle, executable),
         None => Tests::exactly(LOAD, &CORE, mantle, executable),
@@ -73,7 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
         let step = Step::begin(format!("tests under Linux {release}"));
         let started = Instant::now();
         let kernel = Kernel::unpacked(&packages, release)?;
-        let outcome = Guest::prepare(&kernel, &tests)?.run(acceleration)?;
+        let outcome = Guest::prepare(&kernel, &tests, &arguments.memory)?.run(acceleration)?;
         if let Err(failure) = outcome.check(release.is_at_least(OLDEST)) {
             say::failure(&failure.before(format!("Linux {release}")));
             wrong.push(release.to_string());

@@ -109,6 +109,12 @@ impl Directory {
             for (number, frontend) in service.frontends.iter().enumerate() {
                 self.by_frontend.entry(canonical(frontend.address)).or_insert((at, number));
             }
+            for endpoint in &service.plain {
+                let named_by = self.by_plain.entry(endpoint.ip.to_canonical()).or_default();
+                if named_by.last() != Some(&at) {
+                    named_by.push(at);
+                }
+            }
         }
         self.services = services.into_iter().map(Arc::new).collect();
         self
@@ -139,11 +145,13 @@ impl Directory {
 
     /// Whether some service names this as an endpoint that is reached in the clear.
     pub fn is_plain_endpoint(&self, at: SocketAddr) -> bool {
-        let names = |service: &Arc<Service>| {
-            let ports = || service.frontends.iter();
-            service.plain.iter().any(|plain| ports().any(|frontend| plain.at(frontend).socket_addr() == canonical(at)))
+        let at = canonical(at);
+        let names = |service: &Service| {
+            let here = service.plain.iter().filter(|plain| plain.ip.to_canonical() == at.ip());
+            let mut places = here.flat_map(|plain| service.frontends.iter().map(|frontend| plain.at(frontend)));
+            places.any(|place| place.socket_addr() == at)
         };
-        self.services.iter().any(names)
+        self.by_plain.get(&at.ip()).is_some_and(|named_by| named_by.iter().any(|number| names(&self.services[*number])))
     }
 
     /// The first address of a family that is the pod's, and no other pod's.

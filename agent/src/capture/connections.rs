@@ -56,6 +56,9 @@ pub enum DestroyError {
     /// The kernel cannot.
     #[error("the kernel cannot end connections: use one that is built with CONFIG_INET_DIAG_DESTROY")]
     Unsupported,
+    /// Its half that knows of TCP is a module that is not there.
+    #[error("the kernel can neither list nor end TCP connections: load its module tcp_diag (CONFIG_INET_TCP_DIAG)")]
+    NoModule,
     /// The kernel would not.
     #[error("the kernel does not end it: {0}")]
     Kernel(#[source] io::Error),
@@ -106,7 +109,7 @@ impl Capture {
     /// # Errors
     /// [`DestroyError`].
     pub fn can_destroy(&self) -> Result<(), DestroyError> {
-        outcome(destroy(AF_INET, SocketId::new_v4())).map(drop)
+        can_destroy(destroy(AF_INET, SocketId::new_v4()), || list_none(AF_INET))
     }
 }
 
@@ -120,6 +123,23 @@ fn outcome(destroyed: io::Result<()>) -> Result<bool, DestroyError> {
             _ => Err(DestroyError::Kernel(error)),
         },
     }
+}
+
+/// What the end of a connection that there is not came to. A kernel without tcp_diag gives the answer of one that has no such
+/// connection; only a list, which may be empty, it refuses with it.
+fn can_destroy(destroyed: io::Result<()>, list: impl FnOnce() -> io::Result<()>) -> Result<(), DestroyError> {
+    if outcome(destroyed)? {
+        return Ok(());
+    }
+    list().map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT) => DestroyError::NoModule,
+        _ => DestroyError::Kernel(error),
+    })
+}
+
+/// A list of no sockets.
+fn list_none(family: u8) -> io::Result<()> {
+    ask(NETLINK_SOCK_DIAG, request(family, StateFlags::empty(), SocketId::new_v4()), NLM_F_DUMP, drop)
 }
 
 fn request(family: u8, states: StateFlags, socket_id: SocketId) -> SockDiagMessage {
@@ -287,5 +307,13 @@ mod tests {
         assert!(matches!(outcome(error(libc::ENOENT)), Ok(false)));
         assert!(matches!(outcome(error(libc::EOPNOTSUPP)), Err(DestroyError::Unsupported)));
         assert!(matches!(outcome(error(libc::EPERM)), Err(DestroyError::Kernel(_))));
+    }
+
+    #[test]
+    fn a_kernel_without_the_module_is_told_from_one_without_the_connection() {
+        let none = || Err(io::Error::from_raw_os_error(libc::ENOENT));
+        assert!(can_destroy(none(), || Ok(())).is_ok());
+        assert!(matches!(can_destroy(none(), none), Err(DestroyError::NoModule)));
+        list_none(AF_INET).unwrap();
     }
 }

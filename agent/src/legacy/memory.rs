@@ -1,13 +1,19 @@
 //! What is to be known of pods after a reboot, when the kernel knows nothing any more.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::identity::PodUid;
 use ca::state_files;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+
+/// What says which boot of the machine this is: another one has another, random(4).
+pub(super) const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Of a pod with more older connections it is not kept which those are.
+const MOST_OLDER: usize = 65_536;
 
 /// The pods that this node's agents have served, in a file that outlives the kernel's memory. A pod is in it before the
 /// directory's author is told that it serves.
@@ -25,11 +31,24 @@ struct Known {
     served: BTreeSet<String>,
     /// Until when strict pods' older connections may stay, in seconds since 1970; 0 = they have been ended.
     strict_until: BTreeMap<String, u64>,
+    /// None in a file of an agent that did not keep it.
+    #[serde(default)]
+    boot: Option<Boot>,
+}
+
+/// What holds until the machine starts again.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Boot {
+    id: String,
+    /// The pods that have no connection any more from a time when nobody captured them.
+    looked: BTreeSet<String>,
+    /// The cookies of strict pods' older connections, while these may stay.
+    older: BTreeMap<String, HashSet<u64>>,
 }
 
 impl Memory {
-    /// What is in the file. One that is not there, or cannot be used, is a memory that is lost.
-    pub(super) fn open(path: PathBuf) -> Self {
+    /// What is in the file. One that is not there, or cannot be used, is a memory that is lost. `boot` is the file [`BOOT`].
+    pub(super) fn open(path: PathBuf, boot: &Path) -> Self {
         let read = state_files::read(&path).map_err(|error| error.to_string()).and_then(|bytes| {
             bytes.map(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string())).transpose()
         });
@@ -38,13 +57,27 @@ impl Memory {
             None
         });
         let is_lost = known.is_none();
-        Self { path, known: known.unwrap_or_default(), is_lost, changed: is_lost, problem: None }
+        let mut known = known.unwrap_or_default();
+        let id = std::fs::read_to_string(boot).unwrap_or_else(|error| {
+            warn!(%error, "cannot tell one boot from the next");
+            String::new()
+        });
+        let is_same = known.boot.as_ref().is_some_and(|boot| boot.id == id);
+        if !is_same {
+            // An agent that did not keep it is believed to have looked.
+            let looked = if known.boot.is_none() { known.served.clone() } else { BTreeSet::new() };
+            known.boot = Some(Boot { id, looked, ..Boot::default() });
+        }
+        Self { path, known, is_lost, changed: is_lost || !is_same, problem: None }
     }
 
     /// If the memory is lost, these pods count as served: somebody has published them.
     pub(super) fn replace_lost<'a>(&mut self, published: impl Iterator<Item = &'a PodUid>) {
         if std::mem::take(&mut self.is_lost) {
-            published.for_each(|pod| self.serves(pod));
+            for pod in published {
+                self.serves(pod);
+                self.looked_at(pod);
+            }
         }
     }
 
@@ -59,6 +92,35 @@ impl Memory {
             self.changed = true;
             self.known.served.insert(pod.to_string());
         }
+    }
+
+    /// Whether the pod has been looked at since the machine started: what it opened before it was captured has ended.
+    pub(super) fn has_looked_at(&self, pod: &PodUid) -> bool {
+        self.known.boot.as_ref().is_some_and(|boot| boot.looked.contains(pod.as_str()))
+    }
+
+    /// Nothing is left of a time when nobody captured the pod.
+    pub(super) fn looked_at(&mut self, pod: &PodUid) {
+        if !self.has_looked_at(pod) {
+            self.changed |= self.boot().looked.insert(pod.to_string());
+        }
+    }
+
+    /// The cookies of a strict pod's older connections, if they are known.
+    pub(super) fn older(&self, pod: &PodUid) -> Option<HashSet<u64>> {
+        self.known.boot.as_ref()?.older.get(pod.as_str()).cloned()
+    }
+
+    /// Which connections of a strict pod are older than that.
+    pub(super) fn set_older(&mut self, pod: &PodUid, cookies: &HashSet<u64>) {
+        if cookies.len() <= MOST_OLDER {
+            self.boot().older.insert(pod.to_string(), cookies.clone());
+            self.changed = true;
+        }
+    }
+
+    fn boot(&mut self) -> &mut Boot {
+        self.known.boot.get_or_insert_default()
     }
 
     /// How long a strict pod's older connections may still stay; `None` if it was not strict.
@@ -81,20 +143,25 @@ impl Memory {
     /// A strict pod's older connections have been ended: whatever it has from now on was let in.
     pub(super) fn grace_is_over(&mut self, pod: &PodUid) {
         self.changed |= self.known.strict_until.insert(pod.to_string(), 0) != Some(0);
+        self.changed |= self.boot().older.remove(pod.as_str()).is_some();
     }
 
     /// The pod is not strict.
     pub(super) fn end_grace(&mut self, pod: &PodUid) {
         self.changed |= self.known.strict_until.remove(pod.as_str()).is_some();
+        self.changed |= self.boot().older.remove(pod.as_str()).is_some();
     }
 
     /// Forgets all other pods.
     pub(super) fn retain(&mut self, is_listed: impl Fn(&str) -> bool) {
-        let Known { served, strict_until } = &mut self.known;
-        let before = (served.len(), strict_until.len());
+        let Known { served, strict_until, boot } = &mut self.known;
+        let Boot { looked, older, .. } = boot.get_or_insert_default();
+        let before = [served.len(), strict_until.len(), looked.len(), older.len()];
         served.retain(|uid| is_listed(uid));
         strict_until.retain(|uid, _| is_listed(uid));
-        self.changed |= before != (served.len(), strict_until.len());
+        looked.retain(|uid| is_listed(uid));
+        older.retain(|uid, _| is_listed(uid));
+        self.changed |= before != [served.len(), strict_until.len(), looked.len(), older.len()];
     }
 
     /// Writes what has changed. What cannot be written is tried again the next time.
@@ -131,11 +198,42 @@ mod tests {
         name.parse().unwrap()
     }
 
+    fn open(path: PathBuf) -> Memory {
+        Memory::open(path, Path::new(BOOT))
+    }
+
+    #[test]
+    fn what_was_not_looked_at_since_the_machine_started_is_looked_at_by_the_next_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, boot) = (folder.path().join("served.json"), folder.path().join("boot"));
+        let at_boot = |id: &str| {
+            std::fs::write(&boot, id).unwrap();
+            Memory::open(path.clone(), &boot)
+        };
+        std::fs::write(&path, r#"{"served":["before"],"strict_until":{}}"#).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let mut memory = at_boot("one");
+        assert!(memory.has_looked_at(&uid("before")), "by an agent that did not keep it");
+        memory.looked_at(&uid("pod"));
+        memory.set_older(&uid("pod"), &HashSet::from([7]));
+        memory.save();
+        let memory = at_boot("one");
+        assert!(memory.has_looked_at(&uid("pod")) && memory.has_looked_at(&uid("before")));
+        assert_eq!(memory.older(&uid("pod")), Some(HashSet::from([7])));
+        for _ in 0..2 {
+            // The first of these agents dies before it has looked.
+            let mut memory = at_boot("two");
+            assert!(!memory.has_looked_at(&uid("pod")) && !memory.has_looked_at(&uid("before")));
+            assert_eq!(memory.older(&uid("pod")), None, "no socket is older than its machine");
+            memory.save();
+        }
+    }
+
     #[test]
     fn what_was_served_is_known_to_the_next_agent() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("served.json");
-        let mut memory = Memory::open(path.clone());
+        let mut memory = open(path.clone());
         memory.replace_lost([].iter());
         for pod in ["stays", "leaves"] {
             memory.serves(&uid(pod));
@@ -143,7 +241,7 @@ mod tests {
         memory.set_grace(&uid("stays"), Duration::from_secs(100));
         memory.retain(|uid| uid != "leaves");
         memory.save();
-        let mut memory = Memory::open(path);
+        let mut memory = open(path);
         memory.replace_lost([uid("published")].iter());
         let known = ["stays", "leaves", "published"].map(|pod| memory.has_served(&uid(pod)));
         assert_eq!(known, [true, false, false]);
@@ -163,7 +261,7 @@ mod tests {
             if damaged {
                 state_files::write(&path, b"{").unwrap();
             }
-            let mut memory = Memory::open(path.clone());
+            let mut memory = open(path.clone());
             memory.replace_lost([uid("published")].iter());
             memory.replace_lost([uid("later")].iter());
             assert!(memory.has_served(&uid("published")) && !memory.has_served(&uid("later")));
@@ -174,13 +272,13 @@ mod tests {
     fn what_cannot_be_written_is_said_and_tried_again() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("later");
-        let mut memory = Memory::open(missing.join("served.json"));
+        let mut memory = open(missing.join("served.json"));
         memory.serves(&uid("pod"));
         memory.save();
         assert!(memory.problem().is_some());
         std::fs::create_dir(&missing).unwrap();
         memory.save();
         assert_eq!(memory.problem(), None);
-        assert!(Memory::open(missing.join("served.json")).has_served(&uid("pod")));
+        assert!(open(missing.join("served.json")).has_served(&uid("pod")));
     }
 }

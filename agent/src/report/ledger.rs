@@ -3,6 +3,9 @@
 //!
 //! Each agent of an instance has an account of its own, since two run while one hands over; a lock on the account (which the
 //! kernel lets go with the process) says whose agent lives. What a dead one's account still owes is lost.
+//!
+//! One agent writes at a time, which a second lock says, and who it is stands in the page. So whoever comes next knows that the
+//! lines behind the last write's offset are those of the agent that died in it, and nobody else's.
 #![expect(unsafe_code, reason = "the file's memory is mapped; nothing in it but atomic integers is ever touched")]
 
 use std::fs::{File, OpenOptions};
@@ -13,6 +16,8 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -22,6 +27,10 @@ use tracing::warn;
 
 /// One that serves, and those that drain.
 const ACCOUNTS: usize = 15;
+/// The byte of the file whose lock an agent has while it writes; those before it are the accounts'.
+const PEN: usize = ACCOUNTS;
+/// How long the pen is waited for. Who has it for longer is hung, or its disk is.
+const PEN_WAIT: Duration = Duration::from_secs(1);
 /// A page.
 const LENGTH: usize = 4096;
 
@@ -39,6 +48,8 @@ struct Totals {
     died: AtomicU64,
     /// Records that found no room in the queue, or that the disk did not take.
     unwritten: AtomicU64,
+    /// Whose write is under way, or was when its agent died: the account's number and one; 0 = nobody's.
+    writing: AtomicU64,
 }
 
 /// One agent's.
@@ -52,6 +63,11 @@ struct Account {
     inode: AtomicU64,
     offset: AtomicU64,
     mark: AtomicU64,
+}
+
+/// For as long as it lives, no other agent of the instance writes.
+pub(super) struct Pen<'a> {
+    ledger: &'a Ledger,
 }
 
 /// This agent's account.
@@ -87,12 +103,14 @@ impl Ledger {
         // SAFETY: a fresh mapping of a whole page of a file that is as long; nothing else is at that address.
         let page = unsafe { mmap(None, whole, access, MapFlags::MAP_SHARED, file.as_fd(), 0)? }.cast();
         let mut ledger = Self { page, own: ACCOUNTS, file };
+        // What a dead agent had just written is counted. A living one that has the pen may be in such a write itself.
+        drop(ledger.pen(records));
         let mut lost = 0;
         for number in 0..ACCOUNTS {
             if !ledger.lock(number, libc::F_WRLCK)? {
                 continue;
             }
-            lost += ledger.settle(number, records);
+            lost += ledger.settle(number);
             if ledger.own == ACCOUNTS {
                 ledger.own = number;
             } else {
@@ -121,12 +139,31 @@ impl Ledger {
         self.page().totals.unwritten.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Records are about to be written to this file, from `offset` on.
-    pub(super) fn will_write(&self, inode: u64, offset: u64) {
-        let account = self.account(self.own);
-        account.inode.store(inode, Ordering::Relaxed);
-        account.offset.store(offset, Ordering::Relaxed);
-        account.mark.store(account.settled.load(Ordering::Relaxed) + 1, Ordering::Release);
+    /// Takes the pen, and puts right what an agent has left that died with it. None, after a second, if another agent keeps it.
+    pub(super) fn pen(&self, records: &Path) -> Option<Pen<'_>> {
+        let until = Instant::now() + PEN_WAIT;
+        while !self.lock(PEN, libc::F_WRLCK).unwrap_or(false) {
+            if Instant::now() >= until {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.recover(records);
+        Some(Pen { ledger: self })
+    }
+
+    /// Counts what the last agent that had the pen has written, if it died before it did so itself.
+    fn recover(&self, records: &Path) {
+        let writing = &self.page().totals.writing;
+        let number = usize::try_from(writing.load(Ordering::Acquire)).unwrap_or(usize::MAX).wrapping_sub(1);
+        let Some(account) = self.page().accounts.get(number) else { return };
+        let load = |value: &AtomicU64| value.load(Ordering::Acquire);
+        if load(&account.mark) == load(&account.settled).wrapping_add(1) {
+            let written = written_since(records, load(&account.inode), load(&account.offset));
+            let written = written.inspect_err(|error| warn!(%error, "cannot tell which records were written last"));
+            account.settled.fetch_add(written.unwrap_or(0), Ordering::Release);
+        }
+        writing.store(0, Ordering::Release);
     }
 
     /// So many records are written.
@@ -148,16 +185,10 @@ impl Ledger {
     }
 
     /// Closes a dead agent's account.
-    fn settle(&self, number: usize, records: &Path) -> u64 {
+    fn settle(&self, number: usize) -> u64 {
         let account = self.account(number);
         let load = |value: &AtomicU64| value.load(Ordering::Acquire);
-        let settled = load(&account.settled);
-        let mut owed = load(&account.begun).saturating_sub(settled).saturating_sub(load(&account.dropped));
-        if owed > 0 && load(&account.mark) == settled.wrapping_add(1) {
-            let written = written_since(records, load(&account.inode), load(&account.offset));
-            let written = written.inspect_err(|error| warn!(%error, "cannot tell which records were written last"));
-            owed = owed.saturating_sub(written.unwrap_or(0));
-        }
+        let owed = load(&account.begun).saturating_sub(load(&account.settled)).saturating_sub(load(&account.dropped));
         self.page().totals.died.fetch_add(owed, Ordering::Relaxed);
         for value in [&account.begun, &account.settled, &account.dropped, &account.mark] {
             value.store(0, Ordering::Relaxed);
@@ -175,7 +206,7 @@ impl Ledger {
         &self.page().accounts[number]
     }
 
-    /// Locks or unlocks an account; false if a living agent has it.
+    /// Locks or unlocks an account, or the pen; false if a living agent has it.
     fn lock(&self, number: usize, kind: libc::c_int) -> io::Result<bool> {
         let range = libc::flock {
             l_type: kind as libc::c_short,
@@ -188,6 +219,32 @@ impl Ledger {
             Ok(_) => Ok(true),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Pen<'_> {
+    /// Records are about to be written to this file, from `offset` on.
+    pub(super) fn will_write(&self, inode: u64, offset: u64) {
+        let Ledger { own, .. } = *self.ledger;
+        let account = self.ledger.account(own);
+        account.inode.store(inode, Ordering::Relaxed);
+        account.offset.store(offset, Ordering::Relaxed);
+        account.mark.store(account.settled.load(Ordering::Relaxed) + 1, Ordering::Release);
+        self.ledger.page().totals.writing.store(own as u64 + 1, Ordering::Release);
+    }
+
+    /// So many records are written.
+    pub(super) fn wrote(self, count: u64) {
+        self.ledger.wrote(count);
+        self.ledger.page().totals.writing.store(0, Ordering::Release);
+    }
+}
+
+impl Drop for Pen<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.ledger.lock(PEN, libc::F_UNLCK) {
+            warn!(%error, "the ledger's lock is not let go");
         }
     }
 }
@@ -242,11 +299,13 @@ mod tests {
         (lost, std::fs::read_to_string(&records).unwrap())
     }
 
-    fn begin_write(ledger: &Ledger, records: &Path, text: &str) {
+    fn begin_write<'a>(ledger: &'a Ledger, records: &Path, text: &str) -> Pen<'a> {
         let mut file = OpenOptions::new().append(true).open(records).unwrap();
+        let pen = ledger.pen(records).unwrap();
         let found = file.metadata().unwrap();
-        ledger.will_write(found.ino(), found.len());
+        pen.will_write(found.ino(), found.len());
         file.write_all(text.as_bytes()).unwrap();
+        pen
     }
 
     #[test]
@@ -265,17 +324,49 @@ mod tests {
     fn what_was_written_before_it_was_counted_is_not_lost_and_half_a_record_is_cut_off() {
         let (lost, text) = lost_after(|ledger, records| {
             (0..4).for_each(|_| ledger.begin());
-            begin_write(ledger, records, "one\n");
-            ledger.wrote(1);
+            begin_write(ledger, records, "one\n").wrote(1);
             begin_write(ledger, records, "two\nthr");
         });
         assert_eq!((lost, text.as_str()), (2, "before\none\ntwo\n"));
         let (lost, text) = lost_after(|ledger, records| {
             (0..4).for_each(|_| ledger.begin());
-            begin_write(ledger, records, "one\n");
+            let pen = begin_write(ledger, records, "one\n");
             ledger.wrote(1);
+            drop(pen);
         });
         assert_eq!((lost, text.as_str()), (3, "before\none\n"), "a write that was counted is not counted again");
+    }
+
+    #[test]
+    fn what_another_agent_wrote_since_is_neither_the_dead_ones_nor_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, records) = (folder.path().join("ledger"), folder.path().join("records"));
+        std::fs::write(&records, "").unwrap();
+        let (dying, _) = Ledger::open(&path, &records).unwrap();
+        let (living, _) = Ledger::open(&path, &records).unwrap();
+        (0..4).for_each(|_| dying.begin());
+        drop(begin_write(&dying, &records, "one\ntw"));
+        drop(dying);
+        for text in ["three\n", "four\n"] {
+            living.begin();
+            begin_write(&living, &records, text).wrote(1);
+        }
+        assert_eq!(Ledger::open(&path, &records).unwrap().1, 3);
+        drop(living);
+        assert_eq!(Ledger::open(&path, &records).unwrap().1, 0);
+        assert_eq!(std::fs::read_to_string(&records).unwrap(), "one\nthree\nfour\n");
+    }
+
+    #[test]
+    fn one_agent_writes_at_a_time_and_who_keeps_the_pen_is_not_waited_for_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger");
+        let (hung, _) = Ledger::open(&path, &path).unwrap();
+        let (other, _) = Ledger::open(&path, &path).unwrap();
+        let pen = hung.pen(&path);
+        assert!(other.pen(&path).is_none());
+        drop(pen);
+        assert!(other.pen(&path).is_some());
     }
 
     #[test]

@@ -98,8 +98,8 @@ impl Batch {
     }
 
     fn write(&mut self, output: &mut Output, ledger: &Ledger) {
-        match output.write(&self.text, ledger) {
-            Ok(()) => ledger.wrote(self.lines),
+        match output.write(&self.text, self.lines, ledger) {
+            Ok(()) => {}
             Err(error) => {
                 ledger.gave_up(self.lines);
                 error!(%error, "records could not be written");
@@ -109,6 +109,13 @@ impl Batch {
         self.text.clear();
         (self.lines, self.wordless) = (0, 0);
     }
+}
+
+/// All of it or none: half a line would spoil the next one as well. Before, it says from where.
+fn write_whole(file: &mut File, text: &[u8], begin: impl FnOnce(u64)) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    begin(before);
+    file.write_all(text).inspect_err(|_| _ = file.set_len(before))
 }
 
 enum Output {
@@ -126,29 +133,28 @@ impl Output {
         Ok(Self::File { path: path.to_owned(), file, inode })
     }
 
-    fn write(&mut self, text: &[u8], ledger: &Ledger) -> io::Result<()> {
+    /// Writes so many records, and counts them.
+    fn write(&mut self, text: &[u8], lines: u64, ledger: &Ledger) -> io::Result<()> {
+        if let Self::File { path, inode, .. } = self
+            // Rotated away: the lines go where the operator looks.
+            && std::fs::metadata(&*path).map(|now| now.ino()).ok() != Some(*inode)
+        {
+            let path = path.clone();
+            *self = Self::open(&path)?;
+        }
         match self {
-            Self::Standard => io::stdout().lock().write_all(text),
-            Self::File { path, inode, .. } => {
-                // Rotated away: the lines go where the operator looks.
-                if std::fs::metadata(&*path).map(|now| now.ino()).ok() != Some(*inode) {
-                    let path = path.clone();
-                    *self = Self::open(&path)?;
+            Self::Standard => io::stdout().lock().write_all(text)?,
+            Self::File { path, file, inode } => {
+                if let Some(pen) = ledger.pen(path) {
+                    write_whole(file, text, |before| pen.will_write(*inode, before))?;
+                    pen.wrote(lines);
+                    return Ok(());
                 }
-                self.write_here(text, ledger)
+                // Another agent hangs in its write. Cutting off half a line of ours could cut off some of its.
+                file.write_all(text)?;
             }
         }
-    }
-
-    /// All of it or none: half a line would spoil the next one as well.
-    fn write_here(&mut self, text: &[u8], ledger: &Ledger) -> io::Result<()> {
-        match self {
-            Self::Standard => io::stdout().lock().write_all(text),
-            Self::File { file, inode, .. } => {
-                let before = file.metadata()?.len();
-                ledger.will_write(*inode, before);
-                file.write_all(text).inspect_err(|_| _ = file.set_len(before))
-            }
-        }
+        ledger.wrote(lines);
+        Ok(())
     }
 }

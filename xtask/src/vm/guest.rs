@@ -1,5 +1,6 @@
 //! One virtual machine: a kernel, the host's file system as it is, and the tests.
 
+use std::env;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -39,6 +40,7 @@ pub(super) struct Guest<'a> {
     kernel: &'a Kernel,
     initramfs: PathBuf,
     folder: PathBuf,
+    memory: String,
     expected: Option<u64>,
 }
 
@@ -59,21 +61,22 @@ impl Tests {
         let runs: Vec<String> = self.runs.iter().map(|words| format!("run {}", words.join(" "))).collect();
         let folder = shell::root().join("tests");
         let replace = |text: String, (name, path): (&str, &Path)| text.replace(name, &path.display().to_string());
+        let text = SCRIPT.replace("@run@", &runs.join(" && ")).replace("@variables@", &variables());
         let paths: [(&str, &Path); 4] =
             [("@mantle@", &self.mantle), ("@modules@", modules), ("@folder@", &folder), ("@tests@", &self.executable)];
-        paths.into_iter().fold(SCRIPT.replace("@run@", &runs.join(" && ")), replace)
+        paths.into_iter().fold(text, replace)
     }
 }
 
 impl<'a> Guest<'a> {
-    /// Writes what the machine starts with.
-    pub(super) fn prepare(kernel: &'a Kernel, tests: &Tests) -> Done<Self> {
+    /// Writes what a machine with so much `memory`, as qemu takes it, starts with.
+    pub(super) fn prepare(kernel: &'a Kernel, tests: &Tests, memory: &str) -> Done<Self> {
         let folder = shell::target().join("vm").join("machines").join(&kernel.name);
         fs::create_dir_all(&folder).context(folder.display())?;
         let script = folder.join("tests.sh");
         fs::write(&script, tests.script(&kernel.root)).context(script.display())?;
         let initramfs = initramfs::make(kernel, &folder, &script)?;
-        Ok(Self { kernel, initramfs, folder, expected: tests.expected })
+        Ok(Self { kernel, initramfs, folder, memory: memory.to_owned(), expected: tests.expected })
     }
 
     /// Runs the machine until it switches itself off, or its time is up.
@@ -102,7 +105,17 @@ impl<'a> Guest<'a> {
         // In the foreground, so that a terminal's Ctrl-C reaches the machine as well.
         let mut qemu = Command::new("timeout");
         qemu.args(["--foreground", "--kill-after=10", acceleration.limit(), "qemu-system-x86_64"]);
-        qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-m", "2G", "-smp", "2"]);
+        qemu.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-m",
+            &self.memory,
+            "-smp",
+            "2",
+        ]);
         qemu.args(["-accel", acceleration.name(), "-cpu", "max"]);
         qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(&self.initramfs);
         // A crash ends the machine.
@@ -113,6 +126,12 @@ impl<'a> Guest<'a> {
         qemu.stdin(Stdio::null()).stdout(Stdio::piped());
         qemu
     }
+}
+
+/// What says here how much a test is to do says it in the machine as well.
+fn variables() -> String {
+    let numbers = env::vars().filter(|(name, value)| name.starts_with("MANTLE_TEST_") && value.parse::<u64>().is_ok());
+    numbers.map(|(name, value)| format!("export {name}={value}\n")).collect()
 }
 
 /// The best that this machine has. Only where the processor itself can do it does KVM boot a distribution's kernel.

@@ -5,6 +5,9 @@ printf '#!/bin/sh\nexec modprobe -d "%s" "$@"\n' "@modules@" >/run/modprobe
 chmod 755 /run/modprobe
 echo /run/modprobe >/proc/sys/kernel/modprobe
 ip link set lo up
+# As a service manager would give it; the agent needs two for each connection.
+ulimit -n 1048576
+@variables@
 cd "@folder@" || echo "there is no @folder@"
 run() {
     "@tests@" --test-threads=1 --color=never "$@"
