@@ -3,12 +3,15 @@
 //! TLS 1.3 only, both sides verified, no resumption, no early data, no SNI. Nothing outside this module and the CA's
 //! client imports rustls.
 
+mod certificate;
 mod channel;
 mod credentials;
+mod der;
 mod handshake;
 mod liveness;
 mod provider;
 mod session;
+mod shape;
 mod trust;
 mod verifier;
 mod verify;
@@ -16,6 +19,9 @@ mod wire;
 
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+#[path = "../../fuzz/checks/verify.rs"]
+mod verify_check;
 
 pub use channel::{Channel, ChannelError, Ending, Received};
 pub use credentials::{Credentials, CredentialsError};

@@ -20,6 +20,13 @@ use zeroize::Zeroizing;
 use super::verify::{Role, verify};
 use super::*;
 
+mod asn1;
+mod cases;
+mod differential;
+mod hostile;
+
+use asn1::value;
+
 const DOMAIN: &str = "test.mantle";
 const WEB: &str = "spiffe://test.mantle/ns/shop/sa/web";
 const CLIENT: &str = "spiffe://test.mantle/ns/shop/sa/client";
@@ -37,17 +44,27 @@ struct Bent {
 
 impl Authority {
     fn root() -> Self {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let params = Self::params(&[KeyUsagePurpose::KeyCertSign]);
-        let certificate = params.self_signed(&key).unwrap().der().clone();
-        Self { certificate, issuer: Issuer::new(params, key) }
+        Self::made(None, |_| {})
     }
 
     fn below(&self, usages: &[KeyUsagePurpose]) -> Self {
+        self.below_bent(|params| params.key_usages = usages.to_vec())
+    }
+
+    fn below_bent(&self, bend: impl FnOnce(&mut CertificateParams)) -> Self {
+        Self::made(Some(self), bend)
+    }
+
+    /// Signed by the one above, or by itself.
+    fn made(above: Option<&Self>, bend: impl FnOnce(&mut CertificateParams)) -> Self {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let params = Self::params(usages);
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        Self { certificate, issuer: Issuer::new(params, key) }
+        let mut params = Self::params(&[KeyUsagePurpose::KeyCertSign]);
+        bend(&mut params);
+        let certificate = match above {
+            Some(above) => params.signed_by(&key, &above.issuer),
+            None => params.self_signed(&key),
+        };
+        Self { certificate: certificate.unwrap().der().clone(), issuer: Issuer::new(params, key) }
     }
 
     fn params(usages: &[KeyUsagePurpose]) -> CertificateParams {
@@ -109,9 +126,8 @@ fn uri(text: &str) -> SanType {
 
 /// A SAN extension with these general names, whatever they hold.
 fn raw_names(names: &[(u8, &[u8])]) -> CustomExtension {
-    let inner: Vec<u8> =
-        names.iter().flat_map(|(tag, bytes)| [&[0x80 | tag, bytes.len() as u8], *bytes].concat()).collect();
-    let der = [&[0x30, inner.len() as u8], inner.as_slice()].concat();
+    let names: Vec<Vec<u8>> = names.iter().map(|(tag, bytes)| value(0x80 | tag, &[bytes])).collect();
+    let der = value(0x30, &[&names.concat()]);
     CustomExtension::from_oid_content(&[2, 5, 29, 17], der)
 }
 

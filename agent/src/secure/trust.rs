@@ -7,17 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use agent_core::identity::TrustDomain;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use thiserror::Error;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::certificate;
 
 /// Why a certificate can't be a trust anchor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TrustError {
-    /// It is no certificate.
+    /// It is no certificate, or not in DER, or has an extension twice.
     #[error("a trust anchor is no X.509 certificate")]
     Malformed,
     /// It may not issue certificates.
     #[error("a trust anchor may not sign certificates: CA:TRUE and keyCertSign are needed")]
     NotAnIssuer,
+    /// Somebody might find out its key.
+    #[error("a trust anchor's key is too weak or of a kind that is not accepted: make a root with ECDSA and P-256")]
+    WeakKey,
 }
 
 /// Trust anchors, each for one trust domain only. An immutable snapshot.
@@ -84,13 +88,12 @@ impl Trust {
 
 impl Anchor {
     fn new(certificate: &CertificateDer<'static>) -> Result<Self, TrustError> {
-        let (rest, parsed) = X509Certificate::from_der(certificate).map_err(|_| TrustError::Malformed)?;
-        if !rest.is_empty() {
-            return Err(TrustError::Malformed);
-        }
-        let signs = parsed.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign());
-        if !parsed.is_ca() || !signs {
+        let parsed = certificate::read(certificate).map_err(|_| TrustError::Malformed)?;
+        if !certificate::may_sign(&parsed) {
             return Err(TrustError::NotAnIssuer);
+        }
+        if !certificate::is_strong(parsed.public_key()) {
+            return Err(TrustError::WeakKey);
         }
         let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
         Ok(Self {

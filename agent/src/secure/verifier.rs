@@ -74,19 +74,34 @@ impl Verifier {
 /// The error that lets rustls tell the peer the right alert (RFC 8446 §6.2): its operator sees no more than that.
 fn alert(error: &VerifyError) -> CertificateError {
     match error {
-        VerifyError::Malformed => CertificateError::BadEncoding,
-        VerifyError::TrustDomain(_) | VerifyError::Path(_) => CertificateError::UnknownIssuer,
+        VerifyError::Malformed | VerifyError::DuplicateExtension | VerifyError::Version | VerifyError::Serial => {
+            CertificateError::BadEncoding
+        }
+        VerifyError::CriticalExtension => CertificateError::UnhandledCriticalExtension,
+        VerifyError::TrustDomain(_) | VerifyError::NoValidAnchor(_) | VerifyError::Path(_) => {
+            CertificateError::UnknownIssuer
+        }
+        VerifyError::Signature => CertificateError::BadSignature,
         VerifyError::Expired => CertificateError::Expired,
         VerifyError::NotYetValid => CertificateError::NotValidYet,
-        VerifyError::Authority | VerifyError::Purpose | VerifyError::KeyUsage | VerifyError::IntermediateKeyUsage => {
-            CertificateError::InvalidPurpose
-        }
+        VerifyError::Authority
+        | VerifyError::Purpose
+        | VerifyError::EmptyPurpose
+        | VerifyError::KeyUsage
+        | VerifyError::IntermediateKeyUsage => CertificateError::InvalidPurpose,
         VerifyError::OtherIdentity { .. } | VerifyError::OtherPod { .. } => {
             CertificateError::ApplicationVerificationFailure
         }
-        VerifyError::TooBig | VerifyError::UriCount(_) | VerifyError::SpiffeId(_) | VerifyError::Subject => {
-            CertificateError::Other(OtherError(Arc::new(error.clone())))
-        }
+        VerifyError::TooBig
+        | VerifyError::UriCount(_)
+        | VerifyError::SpiffeId(_)
+        | VerifyError::Subject
+        | VerifyError::WeakKey
+        | VerifyError::WeakSignature
+        | VerifyError::NotAnAuthority
+        | VerifyError::PathLength
+        | VerifyError::NameConstraints
+        | VerifyError::TooComplex => CertificateError::Other(OtherError(Arc::new(error.clone()))),
     }
 }
 

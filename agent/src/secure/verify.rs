@@ -2,108 +2,25 @@
 //!
 //! webpki checks the path; the rest is here, because webpki ignores key usage and cannot count URI names.
 
+mod leaf;
+mod refusal;
+
 use std::cell::Cell;
 
-use agent_core::identity::{IdentityError, PodUid, SpiffeId, TrustDomain};
+use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
 use agent_core::policy::VerifiedPeer;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use thiserror::Error;
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
-use x509_parser::extensions::GeneralName;
-use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::certificate;
 use super::provider::algorithms;
 use super::trust::Trust;
+
+pub use refusal::VerifyError;
 
 const MOST_INTERMEDIATES: usize = 5;
 const LONGEST_CERTIFICATE: usize = 8 * 1024;
 const LONGEST_CHAIN: usize = 32 * 1024;
-/// RFC 5280 §4.1.2.2.
-const LONGEST_SERIAL: usize = 20;
-/// The context-specific tag of a `uniformResourceIdentifier` (RFC 5280 §4.2.1.6).
-const URI_TAG: u32 = 6;
-
-/// Why a certificate was not accepted.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum VerifyError {
-    /// More or longer certificates than anybody needs.
-    #[error("the chain is too long")]
-    TooBig,
-    /// Not X.509, or with something behind it, or with an extension twice.
-    #[error("the certificate is malformed")]
-    Malformed,
-    /// X509-SVID §2: exactly one URI name.
-    #[error("the certificate has {0} URI names, not one")]
-    UriCount(usize),
-    /// The URI is no SPIFFE ID.
-    #[error("the certificate's URI is no SPIFFE ID: {0}")]
-    SpiffeId(#[from] IdentityError),
-    /// The subject may be empty, or name a pod; nothing else.
-    #[error("the certificate's subject is neither empty nor one serialNumber that is a pod UID")]
-    Subject,
-    /// There are no valid anchors for the trust domain.
-    #[error("no valid trust anchor for trust domain {0}")]
-    TrustDomain(TrustDomain),
-    /// It, or one above it, has ended.
-    #[error("the certificate has expired")]
-    Expired,
-    /// It, or one above it, has not begun.
-    #[error("the certificate is not valid yet: compare the two nodes' clocks")]
-    NotYetValid,
-    /// An authority's certificate, shown as somebody's own.
-    #[error("the certificate is an authority's")]
-    Authority,
-    /// The extended key usage does not allow this end of a connection.
-    #[error("the certificate's extended key usage does not allow this end of a connection")]
-    Purpose,
-    /// Nobody whom we trust for this trust domain has issued it.
-    #[error("the certificate was not issued by an authority of its trust domain: {0}")]
-    Path(String),
-    /// X509-SVID §4.3: critical, with digitalSignature, without keyCertSign and cRLSign.
-    #[error("the certificate's key usage is not critical, lacks digitalSignature, or lets it sign certificates")]
-    KeyUsage,
-    /// An intermediate without keyCertSign.
-    #[error("an intermediate certificate may not sign certificates")]
-    IntermediateKeyUsage,
-    /// Somebody else than expected.
-    #[error("the peer is {found}, expected was {expected}")]
-    OtherIdentity {
-        /// As the certificate says.
-        found: SpiffeId,
-        /// As the directory says.
-        expected: SpiffeId,
-    },
-    /// Another pod than expected, or no pod at all.
-    #[error("the peer is not pod {expected}")]
-    OtherPod {
-        /// As the directory says.
-        expected: PodUid,
-    },
-}
-
-impl VerifyError {
-    /// The reason code in metrics and logs.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::TooBig => "too_big",
-            Self::Malformed => "malformed",
-            Self::UriCount(_) => "uri_count",
-            Self::SpiffeId(_) => "spiffe_id",
-            Self::Subject => "subject",
-            Self::TrustDomain(_) => "trust_domain",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not_yet_valid",
-            Self::Authority => "authority",
-            Self::Purpose => "purpose",
-            Self::Path(_) => "path",
-            Self::KeyUsage => "key_usage",
-            Self::IntermediateKeyUsage => "intermediate_key_usage",
-            Self::OtherIdentity { .. } => "other_identity",
-            Self::OtherPod { .. } => "other_pod",
-        }
-    }
-}
 
 /// Which end of the handshake the certificate's owner has.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +46,8 @@ impl Leaf {
     }
 }
 
-/// Verifies a chain, leaf first, as it was sent.
+/// Verifies a chain, leaf first, as it was sent. What is cheap and what is said by the leaf alone comes first; the path,
+/// with its signatures, follows.
 pub(super) fn verify(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -138,32 +56,16 @@ pub(super) fn verify(
     now: UnixTime,
 ) -> Result<Leaf, VerifyError> {
     check_size(leaf, intermediates)?;
-    let (rest, parsed) = X509Certificate::from_der(leaf).map_err(|_| VerifyError::Malformed)?;
-    if !rest.is_empty() || parsed.extensions_map().is_err() {
-        return Err(VerifyError::Malformed);
+    let parsed = certificate::read(leaf)?;
+    let serial = leaf::serial(&parsed)?;
+    let identity = leaf::spiffe_id(&parsed)?;
+    let uid = leaf::pod_uid(&parsed)?;
+    if !certificate::is_strong(parsed.public_key()) {
+        return Err(VerifyError::WeakKey);
     }
-    let serial = serial(&parsed)?;
-    let identity = spiffe_id(&parsed)?;
-    let uid = pod_uid(&parsed)?;
-    let anchors = trust.anchors(identity.trust_domain(), now);
-    if anchors.is_empty() {
-        return Err(VerifyError::TrustDomain(identity.trust_domain().clone()));
-    }
-    let usage = match role {
-        Role::Client => KeyUsage::client_auth(),
-        Role::Server => KeyUsage::server_auth(),
-    };
-    let unfit = Cell::new(false);
-    let authorities_may_sign = |path: &VerifiedPath<'_>| {
-        let fit = path.intermediate_certificates().all(|authority| may_sign(&authority.der()));
-        unfit.set(!fit);
-        if fit { Ok(()) } else { Err(webpki::Error::UnknownIssuer) }
-    };
-    EndEntityCert::try_from(leaf)
-        .map_err(|_| VerifyError::Malformed)?
-        .verify_for_usage(algorithms().all, &anchors, intermediates, now, usage, None, Some(&authorities_may_sign))
-        .map_err(|error| if unfit.get() { VerifyError::IntermediateKeyUsage } else { path_error(error) })?;
-    check_key_usage(&parsed)?;
+    let anchors = anchors(trust, identity.trust_domain(), now)?;
+    check_path(leaf, intermediates, &anchors, role, now)?;
+    leaf::check_key_usage(&parsed)?;
     let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
     let not_before = seconds(parsed.validity().not_before.timestamp());
     let not_after = seconds(parsed.validity().not_after.timestamp());
@@ -178,74 +80,62 @@ fn check_size(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -
     if too_big { Err(VerifyError::TooBig) } else { Ok(()) }
 }
 
-/// The serial number in hex, two digits a byte, without the sign's byte.
-fn serial(certificate: &X509Certificate<'_>) -> Result<String, VerifyError> {
-    let bytes = certificate.raw_serial();
-    let negative = bytes.first().is_none_or(|byte| byte & 0x80 != 0);
-    if negative || bytes.len() > LONGEST_SERIAL {
-        return Err(VerifyError::Malformed);
+/// Those of this very trust domain: anchors are never pooled.
+fn anchors(trust: &Trust, domain: &TrustDomain, now: UnixTime) -> Result<Vec<TrustAnchor<'static>>, VerifyError> {
+    if !trust.knows(domain) {
+        return Err(VerifyError::TrustDomain(domain.clone()));
     }
-    let digits = bytes.strip_prefix(&[0]).unwrap_or(bytes);
-    Ok(digits.iter().map(|byte| format!("{byte:02x}")).collect())
+    let anchors = trust.anchors(domain, now);
+    if anchors.is_empty() { Err(VerifyError::NoValidAnchor(domain.clone())) } else { Ok(anchors) }
 }
 
-/// The one URI name. Counted by its tag: a parser that skips a URI which is not text would see one where there are two.
-fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, VerifyError> {
-    let names = certificate.subject_alternative_name().map_err(|_| VerifyError::Malformed)?;
-    let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
-    let mut uris = names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(Some(*uri)),
-        GeneralName::Invalid(tag, _) if tag.0 == URI_TAG => Some(None),
-        GeneralName::Invalid(..)
-        | GeneralName::OtherName(..)
-        | GeneralName::RFC822Name(_)
-        | GeneralName::DNSName(_)
-        | GeneralName::X400Address(_)
-        | GeneralName::DirectoryName(_)
-        | GeneralName::EDIPartyName(_)
-        | GeneralName::IPAddress(_)
-        | GeneralName::RegisteredID(_) => None,
-    });
-    match (uris.next(), uris.next()) {
-        (Some(Some(uri)), None) => Ok(uri.parse()?),
-        (Some(None), None) => Err(VerifyError::Malformed),
-        (None, _) => Err(VerifyError::UriCount(0)),
-        (Some(_), Some(_)) => Err(VerifyError::UriCount(2 + uris.count())),
-    }
-}
-
-/// The pod that the subject names; `None` if the subject is empty.
-fn pod_uid(certificate: &X509Certificate<'_>) -> Result<Option<PodUid>, VerifyError> {
-    let mut attributes = certificate.subject().iter_attributes();
-    let attribute = match (attributes.next(), attributes.next()) {
-        (None, _) => return Ok(None),
-        (Some(only), None) if *only.attr_type() == OID_X509_SERIALNUMBER => only,
-        (Some(_), _) => return Err(VerifyError::Subject),
+fn check_path(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    anchors: &[TrustAnchor<'_>],
+    role: Role,
+    now: UnixTime,
+) -> Result<(), VerifyError> {
+    let usage = match role {
+        Role::Client => KeyUsage::client_auth(),
+        Role::Server => KeyUsage::server_auth(),
     };
-    let text = attribute.as_str().map_err(|_| VerifyError::Subject)?;
-    text.parse().map(Some).map_err(|_| VerifyError::Subject)
+    let unfit = Cell::new(None);
+    // An error here makes webpki look for another path.
+    let judge = |path: &VerifiedPath<'_>| match check_authorities(path) {
+        Ok(()) => Ok(()),
+        Err(reason) => {
+            unfit.set(Some(reason));
+            Err(webpki::Error::UnknownIssuer)
+        }
+    };
+    let verdict = EndEntityCert::try_from(leaf)?
+        .verify_for_usage(algorithms().all, anchors, intermediates, now, usage, None, Some(&judge))
+        .map(drop);
+    verdict.map_err(|error| unfit.take().unwrap_or_else(|| path_error(error, intermediates)))
 }
 
-fn check_key_usage(certificate: &X509Certificate<'_>) -> Result<(), VerifyError> {
-    let usage = certificate.key_usage().map_err(|_| VerifyError::Malformed)?.ok_or(VerifyError::KeyUsage)?;
-    let bits = usage.value;
-    let wanted = usage.critical && bits.digital_signature() && !bits.key_cert_sign() && !bits.crl_sign();
-    if wanted { Ok(()) } else { Err(VerifyError::KeyUsage) }
-}
-
-/// X509-SVID §4.3: a signing certificate says so. That it is an authority's, webpki has seen.
-fn may_sign(authority: &CertificateDer<'_>) -> bool {
-    let Ok((_, parsed)) = X509Certificate::from_der(authority) else { return false };
-    parsed.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign())
-}
-
-#[expect(clippy::wildcard_enum_match_arm, reason = "the other errors speak for themselves")]
-fn path_error(error: webpki::Error) -> VerifyError {
-    match error {
-        webpki::Error::CertExpired { .. } => VerifyError::Expired,
-        webpki::Error::CertNotValidYet { .. } => VerifyError::NotYetValid,
-        webpki::Error::CaUsedAsEndEntity => VerifyError::Authority,
-        webpki::Error::EmptyEkuExtension | webpki::Error::RequiredEkuNotFoundContext(_) => VerifyError::Purpose,
-        other => VerifyError::Path(other.to_string()),
+/// What webpki does not ask of the authorities between leaf and anchor.
+fn check_authorities(path: &VerifiedPath<'_>) -> Result<(), VerifyError> {
+    for authority in path.intermediate_certificates() {
+        let der = authority.der();
+        let parsed = certificate::read(&der)?;
+        if !certificate::is_strong(parsed.public_key()) {
+            return Err(VerifyError::WeakKey);
+        }
+        if !certificate::may_sign(&parsed) {
+            return Err(VerifyError::IntermediateKeyUsage);
+        }
     }
+    Ok(())
+}
+
+/// With a weak key no signature can be checked: the reason is the key then, and not what was signed with it.
+fn path_error(error: webpki::Error, intermediates: &[CertificateDer<'_>]) -> VerifyError {
+    let weak = |der: &CertificateDer<'_>| {
+        certificate::read(der).is_ok_and(|parsed| !certificate::is_strong(parsed.public_key()))
+    };
+    let reason = VerifyError::from(error);
+    let signed = matches!(reason, VerifyError::Signature | VerifyError::WeakSignature);
+    if signed && intermediates.iter().any(weak) { VerifyError::WeakKey } else { reason }
 }

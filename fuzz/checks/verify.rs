@@ -1,0 +1,267 @@
+//! What must hold of any certificate that the verifier accepts: another parser reads the same in it. Run by libFuzzer here
+//! and, on the seeds and on random scripts, by the agent's tests.
+//!
+//! The input is what a CA would sign (a `TBSCertificate`), or a script of changes to a good one, in steps of four bytes. The
+//! check signs it: nothing that was changed would ever be accepted otherwise.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SigningKey,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use x509_cert::der::{Decode, Encode};
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{BasicConstraints as OtherConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
+
+use super::trust::Trust;
+use super::verify::{Leaf, Role, verify};
+
+/// When all seeds are valid.
+const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+const GOOD: &[u8] = include_bytes!("../seeds/verify/good");
+const ECDSA_WITH_SHA256: [u8; 12] = [0x30, 10, 0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+const SEQUENCE: u8 = 0x30;
+
+/// Whether the certificate was accepted, at one end at least.
+pub(crate) fn check(bytes: &[u8]) -> bool {
+    let signed = match bytes {
+        [SEQUENCE, ..] => bytes.to_vec(),
+        script => changed(script),
+    };
+    let Some(world) = WORLD.get_or_init(World::new) else { return false };
+    let trust = &world.trust;
+    // As it is it may be no certificate at all.
+    for role in [Role::Client, Role::Server] {
+        assert!(verify(&bytes.into(), &[], role, trust, NOW).is_err());
+    }
+    let Some(certificate) = world.sign(&signed) else { return false };
+    let ends = [(Role::Client, "1.3.6.1.5.5.7.3.2"), (Role::Server, "1.3.6.1.5.5.7.3.1")];
+    let accepted = ends.into_iter().filter(|(role, purpose)| {
+        let leaf = verify(&certificate, &[], *role, trust, NOW);
+        leaf.is_ok_and(|leaf| {
+            compare(&certificate, &leaf, purpose);
+            true
+        })
+    });
+    accepted.count() > 0
+}
+
+/// The other parser reads what we have read, or this panics.
+fn compare(certificate: &CertificateDer<'_>, leaf: &Leaf, purpose: &str) {
+    let other = match x509_cert::Certificate::from_der(certificate) {
+        Ok(other) => other,
+        Err(error) => panic!("the other parser reads none: {error}"),
+    };
+    let other = other.tbs_certificate();
+    assert_eq!(other.version(), x509_cert::Version::V3);
+    let serial: String = other.serial_number().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(serial.trim_start_matches('0'), leaf.serial.trim_start_matches('0'));
+    assert_eq!(other.validity().not_before.to_unix_duration().as_secs(), leaf.not_before);
+    assert_eq!(other.validity().not_after.to_unix_duration().as_secs(), leaf.not_after);
+    let key = other.subject_public_key_info().to_der();
+    let handshake = webpki::EndEntityCert::try_from(certificate).map(|end| end.subject_public_key_info().to_vec());
+    assert_eq!(key.ok(), handshake.ok(), "the key");
+    let attributes: Vec<_> = other.subject().iter().collect();
+    let named: Vec<_> =
+        attributes.iter().map(|attribute| (attribute.oid.to_string(), attribute.value.value())).collect();
+    match &leaf.uid {
+        None => assert!(named.is_empty()),
+        Some(uid) => assert_eq!(named, [("2.5.4.5".to_owned(), uid.as_str().as_bytes())]),
+    }
+    compare_extensions(other, leaf, purpose);
+}
+
+fn compare_extensions(other: &x509_cert::TbsCertificate, leaf: &Leaf, purpose: &str) {
+    let all = other.extensions().map(Vec::as_slice).unwrap_or_default();
+    for (at, extension) in all.iter().enumerate() {
+        assert!(all[..at].iter().all(|before| before.extn_id != extension.extn_id), "an extension twice");
+    }
+    let names = match other.get_extension::<SubjectAltName>() {
+        Ok(Some((_, names))) => names.0,
+        unread => panic!("the other parser reads no names: {unread:?}"),
+    };
+    let uris = names.iter().filter_map(|name| {
+        let GeneralName::UniformResourceIdentifier(uri) = name else { return None };
+        Some(uri.as_str())
+    });
+    assert_eq!(uris.collect::<Vec<_>>(), [leaf.identity.as_str()]);
+    match other.get_extension::<KeyUsage>() {
+        Ok(Some((critical, usage))) => {
+            assert!(critical && usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign());
+        }
+        unread => panic!("the other parser reads no key usage: {unread:?}"),
+    }
+    match other.get_extension::<OtherConstraints>() {
+        Ok(constraints) => assert!(constraints.is_none_or(|(_, constraints)| !constraints.ca)),
+        Err(error) => panic!("the other parser does not read whether it is an authority's: {error}"),
+    }
+    match other.get_extension::<ExtendedKeyUsage>() {
+        Ok(purposes) => {
+            assert!(purposes.is_none_or(|(_, all)| all.0.iter().any(|one| one.to_string() == purpose)));
+        }
+        Err(error) => panic!("the other parser reads no purpose: {error}"),
+    }
+}
+
+/// One trust domain, whose root's key is made anew in each process.
+struct World {
+    root: Issuer<'static, KeyPair>,
+    trust: Arc<Trust>,
+}
+
+static WORLD: OnceLock<Option<World>> = OnceLock::new();
+
+impl World {
+    fn new() -> Option<Self> {
+        let key = KeyPair::generate().ok()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let certificate = params.self_signed(&key).ok()?.der().clone();
+        let trust = Trust::new(HashMap::from([("test.mantle".parse().ok()?, vec![certificate])])).ok()?;
+        Some(Self { root: Issuer::new(params, key), trust })
+    }
+
+    fn sign(&self, signed: &[u8]) -> Option<CertificateDer<'static>> {
+        let signature = self.root.key().sign(signed).ok()?;
+        let signature = encode(0x03, &[&[0], signature.as_slice()].concat());
+        Some(encode(SEQUENCE, &[signed, &ECDSA_WITH_SHA256, &signature].concat()).into())
+    }
+}
+
+/// A value of DER, whose parts are values where they can be.
+#[derive(Clone)]
+struct Node {
+    tag: u8,
+    body: Body,
+}
+
+#[derive(Clone)]
+enum Body {
+    Bytes(Vec<u8>),
+    Parts(Vec<Node>),
+}
+
+/// What may stand in a certificate's place for something else.
+const WORDS: [&[u8]; 16] = [
+    b"",
+    b"\0",
+    b"\xff",
+    b"\x01",
+    b"\x80",
+    b"\0\x80",
+    b"\x07\x80",
+    b"\x05\xa0",
+    b"\x00\x06",
+    b"\x55\x1d\x11",
+    b"\x55\x1d\x0f",
+    b"\x55\x1d\x13",
+    b"spiffe://test.mantle/ns/shop/sa/other",
+    b"spiffe://test.mantle/ns/shop/sa/\xff",
+    b"20270115080000Z",
+    b"\x30\x03\x01\x01\xff",
+];
+
+/// The good one with changes: a step is an operation, the node that it is done to, a place in it, and a byte.
+fn changed(script: &[u8]) -> Vec<u8> {
+    let mut nodes = nodes(GOOD).unwrap_or_default();
+    for step in script.chunks_exact(4).take(8) {
+        let [operation, node, place, byte] = *step else { break };
+        let mut at = usize::from(node);
+        // The walk says how many there are when it has not found it.
+        if let Some(total) = change(&mut nodes, &mut at, (operation, place, byte)) {
+            at = usize::from(node) % total.max(1);
+            change(&mut nodes, &mut at, (operation, place, byte));
+        }
+    }
+    written(&nodes)
+}
+
+/// Changes the node that is `at` others behind the first one. Otherwise returns how many there were.
+fn change(nodes: &mut Vec<Node>, at: &mut usize, step: (u8, u8, u8)) -> Option<usize> {
+    let mut total = 0;
+    for index in 0..nodes.len() {
+        if *at == 0 {
+            change_one(nodes, index, step);
+            return None;
+        }
+        *at -= 1;
+        total += 1;
+        if let Some(Node { body: Body::Parts(parts), .. }) = nodes.get_mut(index) {
+            total += change(parts, at, step)?;
+        }
+    }
+    Some(total)
+}
+
+fn change_one(nodes: &mut Vec<Node>, index: usize, (operation, place, byte): (u8, u8, u8)) {
+    match operation % 9 {
+        0 => nodes.insert(index, nodes[index].clone()),
+        1 => drop(nodes.remove(index)),
+        2 => {
+            let next = (index + 1) % nodes.len();
+            nodes.swap(index, next);
+        }
+        3 => nodes[index].tag = byte,
+        4 => nodes[index].tag ^= 1 << (byte % 8),
+        5 => nodes[index].body = Body::Bytes(WORDS[usize::from(byte) % WORDS.len()].to_vec()),
+        operation => {
+            let node = &mut nodes[index];
+            let mut bytes = match &node.body {
+                Body::Bytes(bytes) => bytes.clone(),
+                Body::Parts(parts) => written(parts),
+            };
+            let place = usize::from(place) % (bytes.len() + 1);
+            match operation {
+                6 => bytes.insert(place, byte),
+                7 if place < bytes.len() => drop(bytes.remove(place)),
+                8 if place < bytes.len() => bytes[place] = byte,
+                _ => {}
+            }
+            node.body = Body::Bytes(bytes);
+        }
+    }
+}
+
+/// The values one behind the other; `None` if that is not what it is.
+fn nodes(mut bytes: &[u8]) -> Option<Vec<Node>> {
+    let mut found = Vec::new();
+    while let [tag, after @ ..] = bytes {
+        let (length, after) = match after {
+            [0x82, high, low, after @ ..] => (usize::from(u16::from_be_bytes([*high, *low])), after),
+            [0x81, length, after @ ..] => (usize::from(*length), after),
+            [length @ 0..=0x7f, after @ ..] => (usize::from(*length), after),
+            _ => return None,
+        };
+        let (content, rest) = after.split_at_checked(length)?;
+        // What an extension says is DER within a string.
+        let inner = (tag & 0x20 != 0 || *tag == 0x04).then(|| nodes(content)).flatten();
+        let body = inner.map_or_else(|| Body::Bytes(content.to_vec()), Body::Parts);
+        found.push(Node { tag: *tag, body });
+        bytes = rest;
+    }
+    Some(found)
+}
+
+fn written(nodes: &[Node]) -> Vec<u8> {
+    let one = |node: &Node| match &node.body {
+        Body::Bytes(bytes) => encode(node.tag, bytes),
+        Body::Parts(parts) => encode(node.tag, &written(parts)),
+    };
+    nodes.iter().flat_map(one).collect()
+}
+
+fn encode(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len();
+    let header = match length {
+        ..0x80 => vec![tag, length as u8],
+        0x80..0x100 => vec![tag, 0x81, length as u8],
+        _ => vec![tag, 0x82, (length >> 8) as u8, length as u8],
+    };
+    [header.as_slice(), content].concat()
+}
