@@ -11,7 +11,6 @@
 //! | [`policy`] | whether it may: a [`policy::Permit`], or who says no |
 //! | [`tunnel`] | the wire protocol `mantle/1` between two agents, as a state machine |
 //! | [`lifecycle`] | when a pod's certificate is asked for, used, renewed and given up |
-//! | [`schedule`] | when a certificate is renewed |
 //! | [`legacy`] | connections that are older than an enrolment, and which of them end |
 //! | [`outcome`] | how a connection ended, in the words of records and metrics |
 #![forbid(unsafe_code)]
@@ -26,5 +25,4 @@ pub mod lifecycle;
 pub mod outcome;
 pub mod policy;
 pub mod route;
-pub mod schedule;
 pub mod tunnel;

@@ -18,7 +18,7 @@ mod wire;
 pub(crate) mod tests;
 
 pub use channel::{Channel, ChannelError, Ending, Received};
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{Credentials, CredentialsError, Terms};
 pub use handshake::{HandshakeError, accept, connect};
 pub use liveness::{Path, Watch, has_vanished};
 pub use trust::{Trust, TrustError};
