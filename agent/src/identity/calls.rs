@@ -162,3 +162,70 @@ fn answer_of(result: SignResult) -> Answer {
         None => Answer::Refused("the CA's answer is empty".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::identity::client::key_request;
+    use crate::identity::node::Node;
+    use crate::identity::tests::TestCa;
+
+    async fn calls(ca: &TestCa) -> Calls {
+        let config = ca.node("node-a", "a", Some(&ca.token("node-a")));
+        let (calls, connection) = open(Client::new(&config, Node::open(&config).unwrap()));
+        tokio::spawn(connection);
+        calls.connection().await.unwrap();
+        calls
+    }
+
+    async fn epoch(calls: &Calls) -> u64 {
+        calls.connection().await.unwrap().epoch
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn calls_run_at_once_over_one_attestation() {
+        let ca = TestCa::start().await;
+        let calls = calls(&ca).await;
+        let mut running = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (calls, csr) = (calls.clone(), key_request().unwrap().csr);
+            let items = vec![SignItem { pod_uid: "uid-web".into(), csr, ttl: 60 }];
+            running.spawn(async move { calls.sign(items).await });
+        }
+        for answers in running.join_all().await {
+            assert!(matches!(answers.unwrap()[..], [Answer::Issued(_)]));
+        }
+        assert_eq!(epoch(&calls).await, 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_connection_is_lost_once_and_kept_when_the_ca_merely_has_no_time() {
+        let ca = TestCa::start().await;
+        let calls = calls(&ca).await;
+        let old = calls.connection().await.unwrap();
+        let mut busy = Status::resource_exhausted("later");
+        assert_eq!(calls.failed(&old, &busy).await.retry_after, Some(Duration::ZERO));
+        busy.metadata_mut().insert("retry-after", "20".parse().unwrap());
+        assert_eq!(calls.failed(&old, &busy).await.retry_after, Some(Duration::from_secs(20)));
+        assert_eq!(epoch(&calls).await, old.epoch);
+        // All that failed on it tell so, one after the other.
+        for _ in 0..8 {
+            assert_eq!(calls.failed(&old, &Status::unavailable("gone")).await.retry_after, None);
+            assert_eq!(epoch(&calls).await, old.epoch + 1);
+        }
+    }
+
+    #[test]
+    fn a_pod_that_the_ca_does_not_know_yet_is_not_denied() {
+        use ca::wire::{Reason, Refused};
+        let answer = |reason: Reason| {
+            let refused = Refused { reason: reason.into(), detail: "why".into() };
+            answer_of(SignResult { result: Some(sign_result::Result::Refused(refused)) })
+        };
+        assert!(matches!(answer(Reason::PodUnknown), Answer::Refused(_)));
+        assert!(matches!(answer(Reason::NotOnNode), Answer::Denied(_)));
+        assert!(matches!(answer_of(SignResult { result: None }), Answer::Refused(_)));
+    }
+}
