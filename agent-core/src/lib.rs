@@ -10,7 +10,7 @@
 //! | [`route`] | where a captured connection goes |
 //! | [`policy`] | whether it may: a [`policy::Permit`], or who says no |
 //! | [`tunnel`] | the wire protocol `mantle/1` between two agents, as a state machine |
-//! | [`schedule`] | when a certificate is renewed |
+//! | [`lifecycle`] | when a pod's certificate is asked for, used, renewed and given up |
 //! | [`legacy`] | connections that are older than an enrolment, and which of them end |
 //! | [`outcome`] | how a connection ended, in the words of records and metrics |
 #![forbid(unsafe_code)]
@@ -21,8 +21,8 @@ pub mod directory;
 pub mod document;
 pub mod identity;
 pub mod legacy;
+pub mod lifecycle;
 pub mod outcome;
 pub mod policy;
 pub mod route;
-pub mod schedule;
 pub mod tunnel;

@@ -1,6 +1,6 @@
 //! Keeps each of our pods' certificates current.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,12 +8,16 @@ use std::time::Duration;
 
 use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
 use crate::secure::{Credentials, Trust};
 
+mod anchors;
+mod calls;
 mod client;
+mod clock;
 mod node;
 mod renewal;
 mod transport;
@@ -70,6 +74,33 @@ pub struct Inherited {
 pub struct Certificates {
     held: HashMap<PodUid, Arc<Credentials>>,
     refusals: HashMap<PodUid, String>,
+    standings: HashMap<PodUid, Standing>,
+}
+
+/// Where one pod's certificate stands, for an operator's eyes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What it is, or is to be.
+    pub identity: SpiffeId,
+    /// The state's name, see [`agent_core::lifecycle`].
+    pub state: &'static str,
+    /// Of the certificate in use, in hex.
+    pub serial: Option<String>,
+    /// Of the certificate in use, in seconds since 1970.
+    pub not_after: Option<u64>,
+    /// When the CA is asked next, in seconds since 1970; `None` while it is being asked.
+    pub next_renewal: Option<u64>,
+    /// Why the last try has brought nothing.
+    pub error: Option<String>,
+}
+
+/// What the CA orders.
+#[derive(Clone, Debug, Default)]
+pub struct Orders {
+    /// Everybody is to have a new certificate: the order's generation, which counts up, and within which time.
+    pub rotate: Option<(u64, Duration)>,
+    /// These pods have no certificate from now on, and are not asked for.
+    pub denied: HashSet<PodUid>,
 }
 
 impl Certificates {
@@ -78,7 +109,12 @@ impl Certificates {
         self.held.get(pod).filter(|held| !held.has_ended())
     }
 
-    /// Whether nothing has changed: the same generations, the same refusals.
+    /// Where each pod's certificate stands.
+    pub fn standings(&self) -> impl Iterator<Item = (&PodUid, &Standing)> {
+        self.standings.iter()
+    }
+
+    /// Whether nothing has changed for those who use them: the same generations, the same refusals.
     fn is_same(&self, other: &Self) -> bool {
         let same = |(uid, held): (&PodUid, &Arc<Credentials>)| {
             other.held.get(uid).is_some_and(|other| other.generation() == held.generation())
@@ -92,12 +128,14 @@ impl Certificates {
     }
 }
 
-/// The task that keeps certificates and trust current. They stay as they are once it is dropped.
+/// The tasks that keep certificates and trust current. They stay as they are once it is dropped.
 #[derive(Debug)]
 pub struct Identity {
     certificates: watch::Receiver<Arc<Certificates>>,
     trust: watch::Receiver<Arc<Trust>>,
-    task: tokio::task::JoinHandle<()>,
+    orders: watch::Sender<Orders>,
+    /// They end with it.
+    _tasks: JoinSet<()>,
 }
 
 /// Starts to keep a certificate for each of the pods that `wanted` names, beginning with what an agent before this one had.
@@ -111,12 +149,19 @@ pub fn start(
     estate: Estate,
 ) -> Result<Identity, IdentityError> {
     let node = node::Node::open(config)?;
-    let client = client::Client::new(config, node);
+    let (calls, connection) = calls::open(client::Client::new(config, node));
     let (certificate_writer, certificates) = watch::channel(Arc::default());
     let (trust_writer, trust) = watch::channel(Arc::default());
-    let told = renewal::Told { certificates: certificate_writer, trust: trust_writer };
-    let renewal = renewal::Renewal::new(client, config.ttl, wanted, told, estate);
-    Ok(Identity { certificates, trust, task: tokio::spawn(renewal.run()) })
+    let (orders, ordered) = watch::channel(Orders::default());
+    let ca_back = Arc::new(Notify::new());
+    let fetch = anchors::TrustFetch::new(calls.clone(), trust_writer, estate.trust, Arc::clone(&ca_back));
+    let told = renewal::Told { wanted, trust: trust.clone(), orders: ordered, ca_back };
+    let renewal = renewal::Renewal::new((calls, clock::SystemClock), config.ttl, told, certificate_writer, estate.pods);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(connection);
+    tasks.spawn(fetch.run());
+    tasks.spawn(renewal.run());
+    Ok(Identity { certificates, trust, orders, _tasks: tasks })
 }
 
 impl Identity {
@@ -140,15 +185,14 @@ impl Identity {
         Estate { trust: self.trust.borrow().certificates(), pods: pods.collect() }
     }
 
+    /// Where what the CA orders is to be written.
+    pub fn orders(&self) -> &watch::Sender<Orders> {
+        &self.orders
+    }
+
     /// Whom to believe.
     pub fn trust(&self) -> watch::Receiver<Arc<Trust>> {
         self.trust.clone()
-    }
-}
-
-impl Drop for Identity {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

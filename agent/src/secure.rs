@@ -24,7 +24,7 @@ pub(crate) mod tests;
 mod verify_check;
 
 pub use channel::{Channel, ChannelError, Ending, Received};
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{Credentials, CredentialsError, Terms};
 pub use handshake::{HandshakeError, accept, connect};
 pub use liveness::{Path, Watch, has_vanished};
 pub use trust::{Trust, TrustError};

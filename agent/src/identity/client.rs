@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 
 use agent_core::identity::TrustDomain;
 use ca::wire::ca_client::CaClient;
-use ca::wire::{
-    AttestRequest, ChallengeRequest, SignItem, SignRequest, SignResult, TrustRequest, attest_message, sign_result,
-};
+use ca::wire::{AttestRequest, ChallengeRequest, attest_message};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
 use tonic::transport::Channel;
@@ -33,14 +31,6 @@ pub(super) struct KeyRequest {
     pub(super) key: Zeroizing<Vec<u8>>,
     /// PKCS#10, DER.
     pub(super) csr: Vec<u8>,
-}
-
-/// The CA's answer for one pod.
-pub(super) enum Answer {
-    /// The chain, leaf first.
-    Issued(Vec<CertificateDer<'static>>),
-    /// It will not, for this reason.
-    Refused(String),
 }
 
 /// The connection to the CA, made when it is needed.
@@ -79,27 +69,8 @@ impl Client {
         Self { place, node, session: None }
     }
 
-    /// Whom to believe. A bundle for a name that is no trust domain spoils the answer.
-    pub(super) async fn trust(&mut self) -> Result<Anchors, String> {
-        let mut client = self.session().await?;
-        let answer = client.trust(TrustRequest {}).await.map_err(|status| self.failed(&status))?;
-        let bundles = answer.into_inner().bundles.into_iter().map(|bundle| {
-            let domain = bundle.trust_domain.parse().map_err(|error| format!("the CA's trust: {error}"))?;
-            Ok((domain, bundle.anchors.into_iter().map(CertificateDer::from).collect()))
-        });
-        bundles.collect()
-    }
-
-    /// Asks for certificates, one for each item, in their order.
-    pub(super) async fn sign(&mut self, items: Vec<SignItem>) -> Result<Vec<Answer>, String> {
-        let count = items.len();
-        let mut client = self.session().await?;
-        let answer = client.sign(SignRequest { items }).await.map_err(|status| self.failed(&status))?;
-        let answers: Vec<Answer> = answer.into_inner().results.into_iter().map(answer_of).collect();
-        if answers.len() == count { Ok(answers) } else { Err("the CA's answer has another number of items".into()) }
-    }
-
-    async fn session(&mut self) -> Result<CaClient<Channel>, String> {
+    /// A connection as this node's agent: the one before, or a new one.
+    pub(super) async fn session(&mut self) -> Result<CaClient<Channel>, String> {
         let session = self.session.take().filter(|session| session.certificate.is_valid());
         self.session = session;
         if let Some(session) = self.session.as_mut().filter(|session| Instant::now() < session.due) {
@@ -163,12 +134,11 @@ impl Client {
         Ok(certificate)
     }
 
-    /// After any failure the next call has a new connection, and attests anew if it can.
-    fn failed(&mut self, status: &tonic::Status) -> String {
+    /// The next call has a new connection, and attests anew if it can.
+    pub(super) fn failed(&mut self) {
         if let Some(session) = &mut self.session {
             (session.client, session.due) = (None, Instant::now());
         }
-        format!("the CA: {}", status.message())
     }
 }
 
@@ -183,19 +153,11 @@ pub(super) fn key_request() -> Result<KeyRequest, String> {
     Ok(KeyRequest { key, csr: csr?.der().to_vec() })
 }
 
-fn answer_of(result: SignResult) -> Answer {
-    match result.result {
-        Some(sign_result::Result::Issued(issued)) => {
-            Answer::Issued(issued.chain.into_iter().map(CertificateDer::from).collect())
-        }
-        Some(sign_result::Result::Refused(refused)) => Answer::Refused(refused.detail),
-        None => Answer::Refused("the CA's answer is empty".into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use ca::wire::TrustRequest;
 
     use super::*;
     use crate::identity::tests::TestCa;
@@ -204,9 +166,18 @@ mod tests {
     async fn due(ca: &TestCa) -> Client {
         let config = ca.node("node-a", "a", Some(&ca.token("node-a")));
         let mut client = Client::new(&config, Node::open(&config).unwrap());
-        client.trust().await.unwrap();
+        ask(&mut client).await.unwrap();
         client.session.as_mut().unwrap().due = Instant::now();
         client
+    }
+
+    /// Makes a call, as all who use the client do.
+    async fn ask(client: &mut Client) -> Result<(), String> {
+        let asked = client.session().await?.trust(TrustRequest {}).await;
+        asked.map(drop).map_err(|status| {
+            client.failed();
+            status.message().to_owned()
+        })
     }
 
     fn leaf(client: &Client) -> CertificateDer<'static> {
@@ -227,13 +198,13 @@ mod tests {
             kept_out = stranger.challenge(ChallengeRequest {}).await.is_err();
             strangers.push(stranger);
         }
-        client.trust().await.unwrap();
+        ask(&mut client).await.unwrap();
         assert_ne!(leaf(&client), first);
         // Also when the connection is lost.
         let second = leaf(&client);
         let session = client.session.as_mut().unwrap();
         (session.client, session.due) = (None, Instant::now());
-        client.trust().await.unwrap();
+        ask(&mut client).await.unwrap();
         assert_ne!(leaf(&client), second);
     }
 
@@ -244,15 +215,15 @@ mod tests {
         let first = leaf(&client);
         // A name that the CA does not let in by this key.
         client.node.name = "node-x".into();
-        client.trust().await.unwrap();
+        ask(&mut client).await.unwrap();
         assert_eq!(leaf(&client), first);
         // Nor does a call that fails end it.
-        client.failed(&tonic::Status::unavailable(""));
-        client.trust().await.unwrap();
+        client.failed();
+        ask(&mut client).await.unwrap();
         assert_eq!(leaf(&client), first);
         // Its end does.
         client.session.as_mut().unwrap().certificate.until = std::time::UNIX_EPOCH;
-        let error = client.trust().await.unwrap_err();
+        let error = ask(&mut client).await.unwrap_err();
         assert!(error.contains("does not attest this node"), "{error}");
         assert!(client.session.is_none());
     }
@@ -263,7 +234,7 @@ mod tests {
         let mut client = due(&ca).await;
         client.session.as_mut().unwrap().due += SESSION;
         let first = leaf(&client);
-        client.trust().await.unwrap();
+        ask(&mut client).await.unwrap();
         assert_eq!(leaf(&client), first);
     }
 }

@@ -1,70 +1,92 @@
-//! The one writer of certificates and trust. *When* is `agent_core::schedule`'s to say; here are the clock and the calls.
+//! The one writer of certificates. What is to be done when is `agent_core::lifecycle`'s to say; here are the clock, the
+//! calls, and the keys.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use agent_core::identity::{PodUid, SpiffeId};
-use agent_core::schedule::Schedule;
-use ca::wire::SignItem;
+use agent_core::lifecycle::{Event, LOOK_AGAIN, Moment, Queue, State};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::sleep;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::client::{Answer, Client, KeyRequest, key_request};
-use super::{Certificates, Estate, Inherited};
-use crate::secure::{Credentials, Trust};
+use self::pod::Pod;
+use super::calls::{Answer, CallError, Signer};
+use super::clock::Clock;
+use super::{Certificates, Inherited, Orders};
+use crate::secure::{Credentials, Terms, Trust};
 
-/// The wall clock can be set: it is looked at again at least this often.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
-/// Trust is asked for again this often.
-const TRUST: Duration = Duration::from_secs(60);
-const BATCH: usize = 50;
+mod call;
+mod pod;
 
-/// Keeps certificates and trust current.
-pub(super) struct Renewal {
-    client: Client,
+/// No CA's certificate may live longer, unless the operator asks for such.
+const LONGEST: Duration = Duration::from_secs(25 * 60 * 60);
+/// The CA backdates, and clocks differ.
+const LEEWAY: Duration = Duration::from_secs(60 * 60);
+/// A wall clock that has moved by this much against the other was set.
+const SET: Duration = Duration::from_secs(10);
+/// A certificate is its pod's own: without the pod it is of no use.
+const LINGER: Duration = Duration::ZERO;
+
+/// What it is told by others.
+pub(super) struct Told {
+    /// Which pods there are.
+    pub(super) wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
+    pub(super) trust: watch::Receiver<Arc<Trust>>,
+    pub(super) orders: watch::Receiver<Orders>,
+    /// Somebody else has reached the CA.
+    pub(super) ca_back: Arc<Notify>,
+}
+
+/// Keeps certificates current.
+pub(super) struct Renewal<S, C> {
+    signer: S,
+    clock: C,
     ttl: Option<Duration>,
-    wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
     told: Told,
+    certificates: watch::Sender<Arc<Certificates>>,
     /// Until it is known which pods are ours.
     inherited: HashMap<PodUid, Inherited>,
     pods: HashMap<PodUid, Pod>,
-    trust_schedule: Schedule,
+    denied: HashSet<PodUid>,
+    queue: Queue<PodUid>,
+    calls: JoinSet<call::Ended>,
+    under_way: HashMap<task::Id, call::Asked>,
+    /// Since when the CA does not answer, monotonic.
+    away_since: Option<Duration>,
+    looked: Moment,
     generation: u64,
 }
 
-/// Where it tells what there is.
-pub(super) struct Told {
-    pub(super) certificates: watch::Sender<Arc<Certificates>>,
-    pub(super) trust: watch::Sender<Arc<Trust>>,
-}
-
-struct Pod {
-    identity: SpiffeId,
-    schedule: Schedule,
-    held: Option<Arc<Credentials>>,
-    refusal: Option<String>,
-}
-
-impl Renewal {
+impl<S: Signer, C: Clock> Renewal<S, C> {
     pub(super) fn new(
-        client: Client,
+        (signer, clock): (S, C),
         ttl: Option<Duration>,
-        wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
         told: Told,
-        estate: Estate,
+        certificates: watch::Sender<Arc<Certificates>>,
+        inherited: Vec<Inherited>,
     ) -> Self {
-        let trust_schedule = Schedule::new(now());
-        match Trust::new(estate.trust) {
-            Ok(trust) => _ = told.trust.send_replace(trust),
-            Err(error) => warn!(%error, "the trust of the agent before this one is not used"),
-        }
-        let inherited = estate.pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
-        let mut renewal =
-            Self { client, ttl, wanted, told, inherited, pods: HashMap::new(), trust_schedule, generation: 0 };
+        let looked = clock.now();
+        let mut renewal = Self {
+            signer,
+            clock,
+            ttl,
+            told,
+            certificates,
+            inherited: inherited.into_iter().map(|pod| (pod.uid.clone(), pod)).collect(),
+            pods: HashMap::new(),
+            denied: HashSet::new(),
+            queue: Queue::default(),
+            calls: JoinSet::new(),
+            under_way: HashMap::new(),
+            away_since: None,
+            looked,
+            generation: 0,
+        };
         // What was inherited is there before anybody asks, and of use before the CA has answered.
         renewal.follow_wanted();
         renewal.publish();
@@ -74,15 +96,18 @@ impl Renewal {
     pub(super) async fn run(mut self) {
         loop {
             self.follow_wanted();
+            self.follow_orders();
+            self.look();
+            self.call();
             self.publish();
-            self.renew_trust().await;
-            self.renew_certificates().await;
-            self.publish();
-            let pods = self.pods.values().map(|pod| pod.schedule.next());
-            let next = pods.chain([self.trust_schedule.next()]).min().unwrap_or_default();
-            let wait = next.saturating_sub(now()).min(LOOK_AGAIN).max(Duration::from_millis(10));
+            let now = self.clock.now();
+            let wait = self.pods.values().map(|pod| pod.life.wait(now)).min().unwrap_or(LOOK_AGAIN);
             tokio::select! {
-                changed = self.wanted.changed() => if changed.is_err() { return },
+                changed = self.told.wanted.changed() => if changed.is_err() { return },
+                Ok(()) = self.told.trust.changed() => {}
+                Ok(()) = self.told.orders.changed() => {}
+                () = self.told.ca_back.notified() => self.ca_is_back(),
+                Some(ended) = self.calls.join_next_with_id() => self.ended(ended),
                 () = sleep(wait) => {}
             }
         }
@@ -90,17 +115,25 @@ impl Renewal {
 
     /// A pod that is gone loses its key here; its connections lose theirs as they end.
     fn follow_wanted(&mut self) {
-        let wanted = self.wanted.borrow_and_update().clone();
-        self.pods.retain(|uid, pod| wanted.iter().any(|(id, identity)| id == uid && *identity == pod.identity));
-        for (uid, identity) in wanted.iter() {
-            self.pods.entry(uid.clone()).or_insert_with(|| Pod {
-                identity: identity.clone(),
-                schedule: Schedule::new(now()),
-                held: None,
-                refusal: None,
-            });
+        let wanted: HashMap<PodUid, SpiffeId> = self.told.wanted.borrow_and_update().iter().cloned().collect();
+        let is_gone = |(uid, pod): &(&PodUid, &Pod)| wanted.get(*uid) != Some(&pod.identity);
+        let gone: Vec<PodUid> = self.pods.iter().filter(is_gone).map(|(uid, _)| uid.clone()).collect();
+        for uid in gone {
+            self.tell(&uid, Event::Gone { linger: LINGER }, None);
+        }
+        self.pods.retain(|_, pod| pod.life.state() != State::Absent);
+        // Those that were there before the agent are many, and who starts now goes before them.
+        let waits = !self.pods.is_empty();
+        let rotated = self.told.orders.borrow().rotate.map_or(0, |(generation, _)| generation);
+        for (uid, identity) in &wanted {
+            if self.pods.contains_key(uid) {
+                continue;
+            }
+            self.pods.insert(uid.clone(), Pod::new(identity.clone(), rotated));
+            self.tell(uid, Event::Wanted { waits }, None);
             if let Some(Inherited { chain, key, .. }) = self.inherited.remove(uid) {
-                self.take(uid, chain, &key);
+                self.take(uid, chain, &key)
+                    .unwrap_or_else(|error| warn!(pod = %uid, error, "not used: what was inherited"));
             }
         }
         if !wanted.is_empty() {
@@ -108,112 +141,160 @@ impl Renewal {
         }
     }
 
-    async fn renew_trust(&mut self) {
-        if !self.trust_schedule.is_due(now()) {
-            return;
+    fn follow_orders(&mut self) {
+        let Orders { rotate, denied } = self.told.orders.borrow_and_update().clone();
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        for uid in &uids {
+            if let Some((generation, window)) = rotate {
+                self.tell(uid, Event::Rotate { generation, window }, None);
+            }
+            if denied.contains(uid) {
+                self.tell(uid, Event::DeniedByList, None);
+            } else if self.denied.contains(uid) {
+                self.tell(uid, Event::Allowed, None);
+            }
         }
-        let fetched = self.client.trust().await;
-        match fetched.and_then(|anchors| Trust::new(anchors).map_err(|error| error.to_string())) {
-            Ok(trust) => {
-                self.trust_schedule = Schedule::new(now() + TRUST);
-                self.told.trust.send_if_modified(|current| {
-                    let changed = **current != *trust;
-                    if changed {
-                        *current = trust;
-                    }
-                    changed
-                });
-            }
-            // What was believed stays believed: trust is never lost by an outage.
-            Err(error) => {
-                warn!(%error, "cannot renew trust");
-                self.trust_schedule.failed(now(), rand::random());
-            }
+        self.denied = denied;
+    }
+
+    /// What time has brought about.
+    fn look(&mut self) {
+        let now = self.clock.now();
+        let passed = now.monotonic.saturating_sub(self.looked.monotonic);
+        let was_set = now.wall.abs_diff(self.looked.wall.saturating_add(passed)) > SET;
+        self.looked = now;
+        if was_set {
+            info!("the wall clock was set: what failed by it is tried again");
+            self.hurry(Duration::ZERO);
+        }
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        uids.iter().for_each(|uid| self.tell(uid, Event::Time, None));
+    }
+
+    /// The CA answers, if it did not.
+    fn ca_is_back(&mut self) {
+        let Some(since) = self.away_since.take() else { return };
+        let away = self.clock.now().monotonic.saturating_sub(since);
+        info!(seconds = away.as_secs(), "the CA is back");
+        self.hurry(away);
+    }
+
+    fn hurry(&mut self, away: Duration) {
+        self.queue.remove_background();
+        let idle = self.pods.iter().filter(|(_, pod)| !pod.under_way).map(|(uid, _)| uid.clone());
+        let idle: Vec<PodUid> = idle.collect();
+        idle.iter().for_each(|uid| self.tell(uid, Event::CaBack { away }, None));
+    }
+
+    fn tell(&mut self, uid: &PodUid, event: Event, new: Option<Arc<Credentials>>) {
+        let now = self.clock.now();
+        if let Some(pod) = self.pods.get_mut(uid) {
+            let actions = pod.life.on(event, now, rand::random());
+            pod.act(uid, &actions, new, &mut self.queue, now.monotonic);
         }
     }
 
-    async fn renew_certificates(&mut self) {
-        let due: Vec<PodUid> =
-            self.pods.iter().filter(|(_, pod)| pod.schedule.is_due(now())).map(|(uid, _)| uid.clone()).collect();
-        for batch in due.chunks(BATCH) {
-            if let Err(error) = self.sign(batch).await {
-                warn!(%error, pods = batch.len(), "no certificates");
-                for uid in batch {
-                    self.failed(uid, None);
-                }
-            }
-        }
-    }
-
-    async fn sign(&mut self, uids: &[PodUid]) -> Result<(), String> {
-        let requests = uids.iter().map(|_| key_request()).collect::<Result<Vec<KeyRequest>, _>>()?;
-        let ttl = self.ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs().max(1)).unwrap_or(u32::MAX));
-        let item = |(uid, request): (&PodUid, &KeyRequest)| SignItem {
-            pod_uid: uid.to_string(),
-            csr: request.csr.clone(),
-            ttl,
+    /// A call's end, whatever it has brought.
+    fn ended(&mut self, ended: Result<(task::Id, call::Ended), JoinError>) {
+        self.queue.finished();
+        let (id, ended) = match ended {
+            Ok((id, ended)) => (id, ended),
+            Err(error) => (error.id(), Err(CallError::from("the call has failed: this is Mantle's fault".to_owned()))),
         };
-        let answers = self.client.sign(uids.iter().zip(&requests).map(item).collect()).await?;
-        for ((uid, request), answer) in uids.iter().zip(requests).zip(answers) {
-            match answer {
-                Answer::Issued(chain) => self.take(uid, chain, &request.key),
-                Answer::Refused(reason) => {
-                    warn!(pod = %uid, reason, "the CA gives no certificate");
-                    self.failed(uid, Some(reason));
+        let Some(asked) = self.under_way.remove(&id) else { return };
+        // A pod that has left meanwhile, also if it came back under its name, has no use for the answer.
+        let now_there = |(uid, number): &(PodUid, u64)| self.pods.get(uid).is_some_and(|pod| pod.number == *number);
+        let there: Vec<bool> = asked.iter().map(now_there).collect();
+        for (uid, _) in asked.iter().zip(&there).filter(|(_, there)| **there).map(|(asked, _)| asked) {
+            self.pods.get_mut(uid).into_iter().for_each(|pod| pod.under_way = false);
+        }
+        let still = asked.into_iter().map(|(uid, _)| uid).zip(there);
+        match ended {
+            Ok(answers) => {
+                let answered = still.zip(answers).filter(|((_, there), _)| *there);
+                answered.for_each(|((uid, _), (answer, key))| self.answered(&uid, answer, &key));
+                self.ca_is_back();
+            }
+            Err(error) => {
+                warn!(%error, "no certificates");
+                if error.retry_after.is_none() {
+                    self.away_since.get_or_insert(self.clock.now().monotonic);
                 }
+                let failed = still.filter(|(_, there)| *there);
+                failed.for_each(|(uid, _)| self.failed(&uid, error.to_string(), error.retry_after));
             }
         }
+    }
+
+    fn answered(&mut self, uid: &PodUid, answer: Answer, key: &Zeroizing<Vec<u8>>) {
+        match answer {
+            Answer::Issued(chain) => {
+                if let Err(error) = self.take(uid, chain, key) {
+                    warn!(pod = %uid, error, "a certificate of the CA's is not used");
+                    self.refused(uid, &error);
+                    self.failed(uid, error, None);
+                }
+            }
+            Answer::Refused(reason) => {
+                warn!(pod = %uid, reason, "the CA gives no certificate");
+                self.refused(uid, &reason);
+                self.failed(uid, reason, None);
+            }
+            Answer::Denied(reason) => {
+                warn!(pod = %uid, reason, "the CA denies a certificate");
+                self.refused(uid, &reason);
+                self.tell(uid, Event::Refused, None);
+            }
+        }
+    }
+
+    fn failed(&mut self, uid: &PodUid, error: String, retry_after: Option<Duration>) {
+        self.pods.get_mut(uid).into_iter().for_each(|pod| pod.error = Some(error.clone()));
+        self.tell(uid, Event::Failed { retry_after }, None);
+    }
+
+    fn refused(&mut self, uid: &PodUid, reason: &str) {
+        let reason = Some(reason.to_owned());
+        self.pods.get_mut(uid).into_iter().for_each(|pod| (pod.refusal, pod.error) = (reason.clone(), reason.clone()));
+    }
+
+    fn take(
+        &mut self,
+        uid: &PodUid,
+        chain: Vec<CertificateDer<'static>>,
+        key: &Zeroizing<Vec<u8>>,
+    ) -> Result<(), String> {
+        let Some(pod) = self.pods.get(uid) else { return Ok(()) };
+        let now = self.clock.now().wall;
+        let longest = self.ttl.map_or(LONGEST, |ttl| LONGEST.max(ttl.saturating_add(LEEWAY)));
+        let later_than = pod.used.as_ref().filter(|_| !pod.life.is_rotating()).map(|used| used.not_after());
+        let terms = Terms { identity: &pod.identity, uid, now, longest, later_than };
+        let trust = Arc::clone(&self.told.trust.borrow());
+        self.generation += 1;
+        let accepted = Credentials::accept(chain, key, &terms, &trust, self.generation);
+        let new = Arc::new(accepted.map_err(|error| error.to_string())?);
+        info!(pod = %uid, identity = %pod.identity, serial = new.serial(), "certified");
+        let [begins, ends] = [new.not_before(), new.not_after()].map(Duration::from_secs);
+        self.tell(uid, Event::Issued { begins, ends }, Some(new));
         Ok(())
     }
 
-    fn take(&mut self, uid: &PodUid, chain: Vec<CertificateDer<'static>>, key: &Zeroizing<Vec<u8>>) {
-        let Some(pod) = self.pods.get_mut(uid) else { return };
-        self.generation += 1;
-        let trust = self.told.trust.borrow().clone();
-        match Credentials::accept(chain, key, (&pod.identity, uid), &trust, self.generation) {
-            Ok(credentials) => {
-                info!(pod = %uid, identity = %pod.identity, serial = credentials.serial(), "certified");
-                pod.schedule.issued(now(), Duration::from_secs(credentials.not_after()), rand::random());
-                pod.held = Some(Arc::new(credentials));
-                pod.refusal = None;
-            }
-            Err(error) => {
-                warn!(pod = %uid, %error, "a certificate of the CA's is not used");
-                self.failed(uid, Some(error.to_string()));
-            }
-        }
-    }
-
-    fn failed(&mut self, uid: &PodUid, reason: Option<String>) {
-        if let Some(pod) = self.pods.get_mut(uid) {
-            pod.schedule.failed(now(), rand::random());
-            pod.refusal = reason.or(pod.refusal.take());
-        }
-    }
-
-    /// Tells the readers, if something changed. What has ended is not told any more.
-    fn publish(&mut self) {
-        for (uid, pod) in &mut self.pods {
-            if pod.schedule.has_ended(now()) {
-                warn!(pod = %uid, "its certificate has ended: no connection until there is a new one");
-                pod.held = None;
-                pod.schedule.dropped();
-            }
-        }
-        let held = self.pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), Arc::clone(pod.held.as_ref()?))));
-        let without = self.pods.iter().filter(|(_, pod)| pod.held.is_none());
+    /// Tells the readers. They are woken if something changed that they use.
+    fn publish(&self) {
+        let now = self.clock.now();
+        let held = self.pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), Arc::clone(pod.used.as_ref()?))));
+        let without = self.pods.iter().filter(|(_, pod)| pod.used.is_none());
         let refusals = without.filter_map(|(uid, pod)| Some((uid.clone(), pod.refusal.clone()?)));
-        let next = Certificates { held: held.collect(), refusals: refusals.collect() };
-        self.told.certificates.send_if_modified(|current| {
+        let standings = self.pods.iter().map(|(uid, pod)| (uid.clone(), pod.standing(now)));
+        let (held, refusals, standings) = (held.collect(), refusals.collect(), standings.collect());
+        let next = Certificates { held, refusals, standings };
+        self.certificates.send_if_modified(|current| {
             let changed = !current.is_same(&next);
-            if changed {
-                *current = Arc::new(next);
-            }
+            *current = Arc::new(next);
             changed
         });
     }
 }
 
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
+#[cfg(test)]
+mod tests;

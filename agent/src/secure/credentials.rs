@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::identity::{PodUid, SpiffeId};
+use agent_core::lifecycle::AHEAD;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::trust::Trust;
-use super::verify::{Role, VerifyError, verify};
+use super::verify::{Leaf, Role, VerifyError, verify};
 
 /// Why a certificate that the CA gave us is not used.
 #[derive(Debug, Error)]
@@ -33,6 +34,29 @@ pub enum CredentialsError {
     /// It belongs to another key.
     #[error("the certificate does not belong to our key")]
     Key,
+    /// It ends at once, or is valid for longer than a pod's certificate may be.
+    #[error(
+        "the certificate is valid for {0} s from now, allowed are 1 to {1} s: set `ca.ttl` if you want longer lives"
+    )]
+    Life(u64, u64),
+    /// The one in use lasts as long.
+    #[error("the certificate does not end later than the one in use")]
+    NotLater,
+}
+
+/// What a certificate is to be, before it is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The pod's identity.
+    pub identity: &'a SpiffeId,
+    /// The pod.
+    pub uid: &'a PodUid,
+    /// Now, since 1970.
+    pub now: Duration,
+    /// The longest life that is left of it.
+    pub longest: Duration,
+    /// It ends later than this, in seconds since 1970.
+    pub later_than: Option<u64>,
 }
 
 /// One pod's certificate and key. Never printed, never written; the key is wiped when the last user lets go.
@@ -50,29 +74,22 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Takes a chain (leaf first) and its key (PKCS#8) into use, if it is what was asked for and peers will accept it.
-    /// `generation` tells it from the pod's earlier and later ones.
+    /// Takes a chain (leaf first) and its key (PKCS#8) into use, if it is what was asked for and peers will accept it. One
+    /// that begins within [`AHEAD`] is taken as well, and is not to be shown before [`Self::not_before`]. `generation`
+    /// tells it from the pod's earlier and later ones.
     ///
     /// # Errors
     /// [`CredentialsError`]; the old ones stay in use.
     pub fn accept(
         chain: Vec<CertificateDer<'static>>,
         key: &Zeroizing<Vec<u8>>,
-        wanted: (&SpiffeId, &PodUid),
+        terms: &Terms<'_>,
         trust: &Trust,
         generation: u64,
     ) -> Result<Self, CredentialsError> {
         let (leaf, intermediates) = chain.split_first().ok_or(CredentialsError::Empty)?;
-        let now = UnixTime::now();
-        let ours = verify(leaf, intermediates, Role::Client, trust, now)?;
-        verify(leaf, intermediates, Role::Server, trust, now)?;
-        let (identity, uid) = wanted;
-        if ours.identity != *identity || ours.uid.as_ref() != Some(uid) {
-            return Err(CredentialsError::Other {
-                found: format!("{} ({})", ours.identity, ours.uid.as_ref().map_or("no pod", PodUid::as_str)),
-                wanted: format!("{identity} ({uid})"),
-            });
-        }
+        let ours = verified(leaf, intermediates, trust, terms.now)?;
+        terms.check(&ours)?;
         // aws-lc wipes its own copy of the key; the caller's wipes itself.
         let signing = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(key.as_slice()).into());
         let certified = CertifiedKey::new(chain.clone(), signing.map_err(|_| CredentialsError::Key)?);
@@ -81,8 +98,8 @@ impl Credentials {
             key: Arc::new(SingleCertAndKey::from(certified)),
             chain,
             pkcs8: key.clone(),
-            identity: identity.clone(),
-            uid: uid.clone(),
+            identity: terms.identity.clone(),
+            uid: terms.uid.clone(),
             serial: ours.serial,
             not_before: ours.not_before,
             not_after: ours.not_after,
@@ -134,6 +151,46 @@ impl Credentials {
     /// Counts up with each renewal.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+}
+
+impl Terms<'_> {
+    fn check(&self, leaf: &Leaf) -> Result<(), CredentialsError> {
+        if leaf.identity != *self.identity || leaf.uid.as_ref() != Some(self.uid) {
+            return Err(CredentialsError::Other {
+                found: format!("{} ({})", leaf.identity, leaf.uid.as_ref().map_or("no pod", PodUid::as_str)),
+                wanted: format!("{} ({})", self.identity, self.uid),
+            });
+        }
+        let (life, longest) =
+            (leaf.not_after.saturating_sub(leaf.not_before.max(self.now.as_secs())), self.longest.as_secs());
+        if !(1..=longest).contains(&life) {
+            return Err(CredentialsError::Life(life, longest));
+        }
+        let later = self.later_than.is_none_or(|end| leaf.not_after > end);
+        if later { Ok(()) } else { Err(CredentialsError::NotLater) }
+    }
+}
+
+/// As a peer would judge it now; if it has not begun, as soon as it has.
+fn verified(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    trust: &Trust,
+    now: Duration,
+) -> Result<Leaf, VerifyError> {
+    let at = |time: Duration| {
+        let time = UnixTime::since_unix_epoch(time);
+        verify(leaf, intermediates, Role::Client, trust, time)?;
+        verify(leaf, intermediates, Role::Server, trust, time)
+    };
+    match at(now) {
+        Err(VerifyError::NotYetValid) => {
+            let ahead = at(now.saturating_add(AHEAD))?;
+            // Otherwise it is an authority's certificate that has not begun.
+            if ahead.not_before > now.as_secs() { Ok(ahead) } else { Err(VerifyError::NotYetValid) }
+        }
+        judged => judged,
     }
 }
 

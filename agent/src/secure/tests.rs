@@ -91,8 +91,13 @@ impl Authority {
     fn credentials(&self, identity: &str, uid: &str) -> Credentials {
         let (leaf, key) = self.issue(&Bent::leaf(identity, uid));
         let (identity, uid): (SpiffeId, PodUid) = (identity.parse().unwrap(), uid.parse().unwrap());
-        Credentials::accept(vec![leaf], &key, (&identity, &uid), &self.trust(), 1).unwrap()
+        Credentials::accept(vec![leaf], &key, &terms(&identity, &uid), &self.trust(), 1).unwrap()
     }
+}
+
+fn terms<'a>(identity: &'a SpiffeId, uid: &'a PodUid) -> Terms<'a> {
+    let now = std::time::Duration::from_secs(UnixTime::now().as_secs());
+    Terms { identity, uid, now, longest: std::time::Duration::from_secs(25 * 60 * 60), later_than: None }
 }
 
 impl Bent {
@@ -239,7 +244,7 @@ fn credentials_are_what_was_asked_for_or_are_not_used() {
     let (identity, uid): (SpiffeId, PodUid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
     let (leaf, key) = root.issue(&Bent::leaf(WEB, "uid-web"));
     let accept = |leaf: &CertificateDer<'static>, key| {
-        Credentials::accept(vec![leaf.clone()], key, (&identity, &uid), &root.trust(), 1)
+        Credentials::accept(vec![leaf.clone()], key, &terms(&identity, &uid), &root.trust(), 1)
     };
     let good = accept(&leaf, &key).unwrap();
     let shown = format!("{good:?}");
@@ -254,9 +259,42 @@ fn credentials_are_what_was_asked_for_or_are_not_used() {
         root.issue(&Bent::leaf(WEB, "uid-web").with(|p| p.not_after = hours(-1) + Duration::minutes(1)));
     assert!(matches!(accept(&old, &old_key), Err(CredentialsError::Verify(VerifyError::Expired))));
     assert!(matches!(
-        Credentials::accept(vec![], &key, (&identity, &uid), &root.trust(), 1),
+        Credentials::accept(vec![], &key, &terms(&identity, &uid), &root.trust(), 1),
         Err(CredentialsError::Empty)
     ));
+}
+
+#[test]
+fn credentials_live_neither_too_long_nor_less_than_before() {
+    let root = Authority::root();
+    let (identity, uid): (SpiffeId, PodUid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
+    let terms = terms(&identity, &uid);
+    let (leaf, key) = root.issue(&Bent::leaf(WEB, "uid-web"));
+    let accept = |terms: &Terms<'_>| Credentials::accept(vec![leaf.clone()], &key, terms, &root.trust(), 1);
+    let end = accept(&terms).unwrap().not_after();
+    accept(&Terms { later_than: Some(end - 1), ..terms }).unwrap();
+    let same = accept(&Terms { later_than: Some(end), ..terms });
+    assert!(matches!(same, Err(CredentialsError::NotLater)), "{same:?}");
+    let left = std::time::Duration::from_secs(end) - terms.now;
+    accept(&Terms { longest: left, ..terms }).unwrap();
+    let long = accept(&Terms { longest: left - std::time::Duration::from_secs(1), ..terms });
+    assert!(matches!(long, Err(CredentialsError::Life(..))), "{long:?}");
+}
+
+#[test]
+fn credentials_that_begin_within_two_minutes_are_taken() {
+    let root = Authority::root();
+    let (identity, uid): (SpiffeId, PodUid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
+    let now = UnixTime::now().as_secs();
+    let begins = |ahead: u64| {
+        let begin = OffsetDateTime::from_unix_timestamp((now + ahead).try_into().unwrap()).unwrap();
+        let (leaf, key) = root.issue(&Bent::leaf(WEB, "uid-web").with(|p| p.not_before = begin));
+        let terms = Terms { now: std::time::Duration::from_secs(now), ..terms(&identity, &uid) };
+        Credentials::accept(vec![leaf], &key, &terms, &root.trust(), 1).map(|taken| taken.not_before() - now)
+    };
+    assert!(matches!(begins(0), Ok(0)));
+    assert!(matches!(begins(120), Ok(120)));
+    assert!(matches!(begins(121), Err(CredentialsError::Verify(VerifyError::NotYetValid))));
 }
 
 /// Two connected sockets.

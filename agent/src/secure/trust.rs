@@ -80,6 +80,11 @@ impl Trust {
         self.domains.iter().map(|(domain, anchors)| (domain.clone(), of(anchors))).collect()
     }
 
+    /// Whether nobody is believed yet.
+    pub fn is_empty(&self) -> bool {
+        self.domains.is_empty()
+    }
+
     /// Whether this trust domain has anchors at all.
     pub fn knows(&self, domain: &TrustDomain) -> bool {
         self.domains.contains_key(domain)

@@ -1,0 +1,231 @@
+//! Calls to the CA, several at once over one connection. One task attests and connects, for all of them.
+
+use std::fmt;
+use std::time::Duration;
+
+use ca::wire::ca_client::CaClient;
+use ca::wire::{SignItem, SignRequest, SignResult, TrustRequest, sign_result};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{mpsc, oneshot};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::client::{Anchors, Client};
+
+/// Who waits for the connection; more wait for a place here.
+const QUEUE: usize = 16;
+
+/// The CA's answer for one pod.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// The chain, leaf first.
+    Issued(Vec<CertificateDer<'static>>),
+    /// Not now, for this reason: its directory may be behind ours.
+    Refused(String),
+    /// Not this pod, for this reason.
+    Denied(String),
+}
+
+/// Why a call has brought no answer.
+#[derive(Clone, Debug)]
+pub(super) struct CallError {
+    words: String,
+    /// The CA is there, and wants not to be asked before this has passed.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+impl From<String> for CallError {
+    fn from(words: String) -> Self {
+        Self { words, retry_after: None }
+    }
+}
+
+/// Who signs.
+pub(super) trait Signer: Clone + Send + 'static {
+    /// Asks for certificates, one for each item, in their order.
+    fn sign(&self, items: Vec<SignItem>) -> impl Future<Output = Result<Vec<Answer>, CallError>> + Send;
+}
+
+/// The way to the CA.
+#[derive(Clone, Debug)]
+pub(super) struct Calls {
+    asks: mpsc::Sender<Ask>,
+}
+
+#[derive(Debug)]
+enum Ask {
+    Connection(oneshot::Sender<Result<Connection, String>>),
+    /// The connections of this epoch are of no use any more.
+    Lost(u64),
+}
+
+/// A connection as this node's agent.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    pub(super) client: CaClient<Channel>,
+    epoch: u64,
+}
+
+/// The way to the CA, and the task that keeps it, which ends with the last [`Calls`].
+pub(super) fn open(client: Client) -> (Calls, impl Future<Output = ()> + Send) {
+    let (asks, asked) = mpsc::channel(QUEUE);
+    (Calls { asks }, keep(client, asked))
+}
+
+async fn keep(mut client: Client, mut asked: mpsc::Receiver<Ask>) {
+    let mut epoch = 0;
+    while let Some(ask) = asked.recv().await {
+        match ask {
+            Ask::Connection(reply) => {
+                let connection = client.session().await.map(|client| Connection { client, epoch });
+                // Who asked may have gone.
+                let _ = reply.send(connection);
+            }
+            // Eight calls that fail together cost one connection, not the one that came after.
+            Ask::Lost(lost) if lost == epoch => {
+                client.failed();
+                epoch += 1;
+            }
+            Ask::Lost(_) => {}
+        }
+    }
+}
+
+impl Calls {
+    /// A connection under this node's attestation.
+    pub(super) async fn connection(&self) -> Result<Connection, CallError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = |_| CallError::from("the agent ends".to_owned());
+        self.asks.send(Ask::Connection(reply)).await.map_err(|_| gone(()))?;
+        Ok(answer.await.map_err(|_| gone(()))??)
+    }
+
+    /// What a call's failure means. The next call has a new connection, unless the CA merely has no time.
+    pub(super) async fn failed(&self, connection: &Connection, status: &Status) -> CallError {
+        let busy = status.code() == Code::ResourceExhausted;
+        if !busy {
+            let _ = self.asks.send(Ask::Lost(connection.epoch)).await;
+        }
+        let seconds = status.metadata().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = seconds.map(Duration::from_secs).or(busy.then_some(Duration::ZERO));
+        CallError { words: format!("the CA: {}", status.message()), retry_after }
+    }
+
+    /// Whom to believe. A bundle for a name that is no trust domain spoils the answer.
+    pub(super) async fn trust(&self) -> Result<Anchors, CallError> {
+        let mut connection = self.connection().await?;
+        let answer = match connection.client.trust(TrustRequest {}).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return Err(self.failed(&connection, &status).await),
+        };
+        let bundles = answer.bundles.into_iter().map(|bundle| {
+            let domain = bundle.trust_domain.parse().map_err(|error| format!("the CA's trust: {error}"))?;
+            Ok((domain, bundle.anchors.into_iter().map(CertificateDer::from).collect()))
+        });
+        bundles.collect()
+    }
+}
+
+impl Signer for Calls {
+    async fn sign(&self, items: Vec<SignItem>) -> Result<Vec<Answer>, CallError> {
+        let count = items.len();
+        let mut connection = self.connection().await?;
+        let answer = match connection.client.sign(SignRequest { items }).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return Err(self.failed(&connection, &status).await),
+        };
+        let answers: Vec<Answer> = answer.results.into_iter().map(answer_of).collect();
+        if answers.len() == count {
+            Ok(answers)
+        } else {
+            Err("the CA's answer has another number of items".to_owned())?
+        }
+    }
+}
+
+fn answer_of(result: SignResult) -> Answer {
+    use ca::wire::Reason::{BadCsr, Internal, NotOnNode, PodUnknown, Unspecified};
+    match result.result {
+        Some(sign_result::Result::Issued(issued)) => {
+            Answer::Issued(issued.chain.into_iter().map(CertificateDer::from).collect())
+        }
+        Some(sign_result::Result::Refused(refused)) => match refused.reason() {
+            NotOnNode => Answer::Denied(refused.detail),
+            PodUnknown | BadCsr | Internal | Unspecified => Answer::Refused(refused.detail),
+        },
+        None => Answer::Refused("the CA's answer is empty".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::identity::client::key_request;
+    use crate::identity::node::Node;
+    use crate::identity::tests::TestCa;
+
+    async fn calls(ca: &TestCa) -> Calls {
+        let config = ca.node("node-a", "a", Some(&ca.token("node-a")));
+        let (calls, connection) = open(Client::new(&config, Node::open(&config).unwrap()));
+        tokio::spawn(connection);
+        calls.connection().await.unwrap();
+        calls
+    }
+
+    async fn epoch(calls: &Calls) -> u64 {
+        calls.connection().await.unwrap().epoch
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn calls_run_at_once_over_one_attestation() {
+        let ca = TestCa::start().await;
+        let calls = calls(&ca).await;
+        let mut running = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (calls, csr) = (calls.clone(), key_request().unwrap().csr);
+            let items = vec![SignItem { pod_uid: "uid-web".into(), csr, ttl: 60 }];
+            running.spawn(async move { calls.sign(items).await });
+        }
+        for answers in running.join_all().await {
+            assert!(matches!(answers.unwrap()[..], [Answer::Issued(_)]));
+        }
+        assert_eq!(epoch(&calls).await, 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_connection_is_lost_once_and_kept_when_the_ca_merely_has_no_time() {
+        let ca = TestCa::start().await;
+        let calls = calls(&ca).await;
+        let old = calls.connection().await.unwrap();
+        let mut busy = Status::resource_exhausted("later");
+        assert_eq!(calls.failed(&old, &busy).await.retry_after, Some(Duration::ZERO));
+        busy.metadata_mut().insert("retry-after", "20".parse().unwrap());
+        assert_eq!(calls.failed(&old, &busy).await.retry_after, Some(Duration::from_secs(20)));
+        assert_eq!(epoch(&calls).await, old.epoch);
+        // All that failed on it tell so, one after the other.
+        for _ in 0..8 {
+            assert_eq!(calls.failed(&old, &Status::unavailable("gone")).await.retry_after, None);
+            assert_eq!(epoch(&calls).await, old.epoch + 1);
+        }
+    }
+
+    #[test]
+    fn a_pod_that_the_ca_does_not_know_yet_is_not_denied() {
+        use ca::wire::{Reason, Refused};
+        let answer = |reason: Reason| {
+            let refused = Refused { reason: reason.into(), detail: "why".into() };
+            answer_of(SignResult { result: Some(sign_result::Result::Refused(refused)) })
+        };
+        assert!(matches!(answer(Reason::PodUnknown), Answer::Refused(_)));
+        assert!(matches!(answer(Reason::NotOnNode), Answer::Denied(_)));
+        assert!(matches!(answer_of(SignResult { result: None }), Answer::Refused(_)));
+    }
+}
