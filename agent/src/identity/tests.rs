@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use ca::wire::ca_client::CaClient;
 use ca::wire::{AttestRequest, ChallengeRequest, Reason, SignItem, SignRequest, attest_message, sign_result};
@@ -32,12 +33,20 @@ pub(super) struct TestCa {
     running: Option<Running>,
 }
 
+/// An address that no other test's CA has, nor a connection of anybody's as its own end.
+fn own_address() -> std::net::SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    std::net::SocketAddr::from(([127, high & 0x7f | 1, low, number], 15012))
+}
+
 impl TestCa {
     pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("directory.yaml"), DIRECTORY).unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let text = format!("trust_domain: test.mantle\nlisten: {free}\nstate_dir: ca\ndirectory: directory.yaml\n");
+        let listen = own_address();
+        let text = format!("trust_domain: test.mantle\nlisten: {listen}\nstate_dir: ca\ndirectory: directory.yaml\n");
         let config = ca::config::Config::parse(&text, folder.path()).unwrap();
         let mut ca = Self { folder, config, running: None };
         ca.run().await;
@@ -49,10 +58,12 @@ impl TestCa {
         let serving = ca::run(self.config.clone(), async {
             let _ = stopped.await;
         });
-        self.running = Some((stop, tokio::spawn(serving)));
+        let serving = tokio::spawn(serving);
         while tokio::net::TcpStream::connect(self.config.listen).await.is_err() {
+            assert!(!serving.is_finished(), "the CA has ended: {:?}", serving.await);
             tokio::task::yield_now().await;
         }
+        self.running = Some((stop, serving));
     }
 
     async fn stop(&mut self) {
