@@ -12,6 +12,8 @@ use crate::app::{self, AppError, Stop, harden, system};
 use crate::config;
 
 mod deny;
+mod node;
+mod rotate;
 
 /// The arguments of `mantle ca`.
 #[derive(Debug, Args)]
@@ -41,6 +43,20 @@ enum Action {
     /// Cut somebody off, whatever certificate they have: agents end their connections within seconds.
     #[command(subcommand)]
     Deny(deny::Deny),
+    /// Start a CA with a root and an issuing CA of your own. The root's key stays where it is.
+    Import {
+        /// The CA's configuration (YAML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        brought: rotate::Brought,
+    },
+    /// Replace the root without a failed connection: start, status, finish, abort.
+    #[command(subcommand)]
+    Rotate(rotate::Rotate),
+    /// The nodes that have joined: list, evict, quarantine, release.
+    #[command(subcommand)]
+    Node(node::Node),
 }
 
 /// `mantle ca`.
@@ -52,6 +68,9 @@ pub fn run(ca: Ca) -> Result<(), AppError> {
         None => serve(&ca.config.unwrap_or_default()),
         Some(Action::Token { config, node, ttl }) => token(&config, &node, ttl),
         Some(Action::Deny(action)) => action.run(),
+        Some(Action::Node(action)) => action.run(),
+        Some(Action::Import { config, brought }) => import(&config, brought),
+        Some(Action::Rotate(action)) => action.run(),
     }
 }
 
@@ -75,6 +94,13 @@ fn token(path: &Path, node: &str, ttl: Duration) -> Result<(), AppError> {
     harden().map_err(system("cannot make the process non-dumpable"))?;
     let token = ca::create_token(&config, node, ttl)?;
     print(&token)
+}
+
+fn import(path: &Path, brought: rotate::Brought) -> Result<(), AppError> {
+    let config = read_config(path)?;
+    harden().map_err(system("cannot make the process non-dumpable"))?;
+    ca::import(&config, &brought.into())?;
+    print(&"the CA has its root and its issuing CA: make tokens with `mantle ca token`, and start it")
 }
 
 fn read_config(path: &Path) -> Result<ca::config::Config, AppError> {

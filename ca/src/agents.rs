@@ -126,13 +126,12 @@ impl Agents {
     }
 
     /// As it is now.
-    #[cfg(test)]
     pub(crate) fn nodes(&self) -> Nodes {
         self.known().nodes.clone()
     }
 
     /// Writes the file if something changed.
-    fn write(&self) {
+    pub(crate) fn write(&self) {
         let nodes = {
             let mut known = self.known();
             if !std::mem::take(&mut known.changed) {

@@ -13,4 +13,15 @@ pub(crate) fn changed(before: &State, after: &State) {
     for entry in old.iter().filter(|entry| !new.contains(entry)) {
         info!(target: "audit", what = %entry.what, "denied no more");
     }
+    for (node, why) in after.quarantined() {
+        if !before.quarantined().contains_key(node) {
+            info!(target: "audit", node, reason = why.reason, by = why.by, "in quarantine");
+        }
+    }
+    for node in before.quarantined().keys().filter(|node| !after.quarantined().contains_key(*node)) {
+        info!(target: "audit", node, "out of quarantine");
+    }
+    for node in before.nodes().filter(|node| after.pinned_key(node).is_none()) {
+        info!(target: "audit", node, "evicted");
+    }
 }

@@ -1,6 +1,5 @@
 //! What the CA goes by: state and authority as they are, followed while it runs. Another process may change either.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,11 +13,12 @@ use crate::CaError;
 use crate::audit;
 use crate::authority::Authority;
 use crate::deny;
+use crate::rotation::Order;
 use crate::stamp::Stamp;
 use crate::state::State;
 use crate::storage::{StateStore as _, Storage};
-use crate::token::KeyHash;
-use crate::wire::{Bundle, WatchUpdate};
+use crate::token::{KeyHash, from_hex};
+use crate::wire::{Bundle, RotateOrder, WatchUpdate};
 
 /// How often the files are looked at. A change is with the agents within a second.
 const LOOK: Duration = Duration::from_millis(250);
@@ -60,6 +60,11 @@ impl Follower {
         &self.storage
     }
 
+    /// The trust domain that is certified.
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
     /// Everything that was in force when somebody last looked, and whatever is from then on.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Current>> {
         self.current.subscribe()
@@ -90,7 +95,8 @@ impl Follower {
     }
 
     fn load(&self, before: &Current, files_changed: bool) -> Result<Current, CaError> {
-        let authority = match files_changed {
+        let is_same = !files_changed && self.storage.state()?.roots() == before.authority.roots();
+        let authority = match !is_same {
             true => Arc::new(Authority::open(&self.storage, &self.trust_domain)?),
             false => Arc::clone(&before.authority),
         };
@@ -131,16 +137,21 @@ impl Current {
             sequence: state.sequence(),
             bundles: vec![Bundle { trust_domain: domain, anchors, sequence }],
             deny: Some(deny::told(&state.published().deny)),
-            rotate: Vec::new(),
+            rotate: state.published().rotate.iter().map(told).collect(),
             now_ms: 0,
         };
         Ok(Self { state, authority, update })
     }
 }
 
+fn told(order: &Order) -> RotateOrder {
+    let anchors = from_hex(&order.anchor).map(|anchor| anchor.to_vec()).into_iter().collect();
+    RotateOrder { generation: order.generation, window: order.window, anchors }
+}
+
 impl Seen {
     fn now(storage: &Storage, authority: &Authority) -> Self {
-        let stamp = |name: &&str| Stamp::of(&PathBuf::from(storage.path(name))).ok();
+        let stamp = |name: &String| Stamp::of(&storage.path(name)).ok();
         Self { state: storage.version(), files: authority.files().iter().map(stamp).collect() }
     }
 }

@@ -1,9 +1,10 @@
 //! What an operator may ask, whether the CA runs or not. The CA that runs takes it up within a second.
 
 use crate::CaError;
+use crate::agents;
 use crate::config::Config;
 use crate::deny::{self, Denied};
-use crate::state::{self, State};
+use crate::state::{self, Quarantine, State};
 use crate::storage::{StateStore as _, Storage};
 
 /// One line of the deny-list.
@@ -52,9 +53,85 @@ pub fn denied(config: &Config) -> Result<Vec<DeniedLine>, CaError> {
     Ok(state.published().deny.iter().map(line).collect())
 }
 
+/// A node that has joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeLine {
+    /// Its name.
+    pub name: String,
+    /// Its pinned key: SHA-256, in hex.
+    pub key: String,
+    /// Why it gets no certificates, if it is in quarantine.
+    pub quarantine: Option<String>,
+    /// Of Watch: what all its agents have in force; 0 if none has answered.
+    pub sequence: u64,
+    /// Of Watch: the newest.
+    pub newest: u64,
+    /// Why an agent did not take the newest; empty if none did not.
+    pub rejected: String,
+    /// Whether one watches now.
+    pub is_connected: bool,
+    /// When one was last heard, in seconds since 1970; 0 if never.
+    pub last_seen: u64,
+}
+
+/// The nodes that have joined, by name.
+///
+/// # Errors
+/// [`CaError`].
+pub fn nodes(config: &Config) -> Result<Vec<NodeLine>, CaError> {
+    let storage = existing(config)?;
+    let (state, said) = (storage.state()?, agents::read(&storage)?);
+    let line = |name: &str| {
+        let said = said.get(name).cloned().unwrap_or_default();
+        NodeLine {
+            name: name.to_owned(),
+            key: state.pinned_key(name).unwrap_or_default().to_owned(),
+            quarantine: state.quarantined().get(name).map(|why| why.reason.clone()),
+            sequence: said.sequence,
+            newest: state.sequence(),
+            rejected: said.rejected,
+            is_connected: said.connected_since.is_some(),
+            last_seen: said.last_seen,
+        }
+    };
+    Ok(state.nodes().map(line).collect())
+}
+
+/// Lets a node in no more: its key is forgotten, and it needs a new join token.
+///
+/// # Errors
+/// [`CaError`].
+pub fn evict(config: &Config, node: &str) -> Result<(), CaError> {
+    let was_pinned = existing(config)?.change(|state| state.evict(node))?;
+    if was_pinned { Ok(()) } else { Err(not_joined(node)) }
+}
+
+/// Gives a node no certificates; it goes on with those that it has.
+///
+/// # Errors
+/// [`CaError`].
+pub fn quarantine(config: &Config, node: &str, reason: &str) -> Result<(), CaError> {
+    let quarantine = Quarantine { reason: reason.to_owned(), since: state::now(), by: operator() };
+    let is_pinned = existing(config)?.change(|state| state.quarantine(node, quarantine))?;
+    if is_pinned { Ok(()) } else { Err(not_joined(node)) }
+}
+
+/// Gives it certificates again.
+///
+/// # Errors
+/// [`CaError`].
+pub fn release(config: &Config, node: &str) -> Result<(), CaError> {
+    let words = || CaError::Refused(format!("node {node} is not in quarantine: see `mantle ca node list`"));
+    if existing(config)?.change(|state| state.release(node))? { Ok(()) } else { Err(words()) }
+}
+
+fn not_joined(node: &str) -> CaError {
+    CaError::Refused(format!("node {node} has not joined: see `mantle ca node list` for those that have"))
+}
+
 /// The state of a CA that was made before.
 pub(crate) fn existing(config: &Config) -> Result<Storage, CaError> {
-    let storage = Storage::open(&config.state_dir)?;
+    let storage = Storage::of(config)?;
     if storage.has("state.json")? { Ok(storage) } else { Err(CaError::NoCa(config.state_dir.clone())) }
 }
 

@@ -29,12 +29,15 @@ use zeroize::Zeroizing;
 use crate::CaError;
 use crate::agents::{Agents, keep_written};
 use crate::authority::{Authority, Subject};
+use crate::claims::Claims;
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::current::{Current, Follower, follow};
 use crate::directory::DirectoryFile;
+use crate::limits::{Buckets, Pool};
 use crate::peer::Caller;
 use crate::places::Places;
+use crate::rotating::keep_advancing;
 use crate::service::Service;
 use crate::storage::Storage;
 use crate::wire::ca_server::CaServer;
@@ -60,7 +63,7 @@ const CONNECTION_WINDOW: u32 = 64 * 1024;
 const MOST_HEADERS: u32 = 8 * 1024;
 
 pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), CaError> {
-    let storage = Storage::open(&config.state_dir)?;
+    let storage = Storage::of(&config)?;
     let directory = Arc::new(DirectoryFile::open(&config.directory, &config.trust_domain)?);
     let agents = Arc::new(Agents::open(&storage));
     let follower = Arc::new(Follower::open(storage, config.trust_domain.clone())?);
@@ -69,6 +72,7 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
     tasks.spawn(follow(Arc::clone(&follower)));
     tasks.spawn(keep_written(Arc::clone(&agents)));
     tasks.spawn(forget_evicted(Arc::clone(&agents), follower.subscribe()));
+    tasks.spawn(keep_advancing(Arc::clone(&follower), Arc::clone(&agents)));
     tasks.spawn(renew(Arc::clone(&tls), follower.subscribe()));
     let listen = |error| CaError::Listen(config.listen, error);
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
@@ -82,7 +86,17 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
     info!(listen = %config.listen, trust_domain = %config.trust_domain, "the CA serves");
 
     let (close, closing) = watch::channel(false);
-    let service = Arc::new(Service { follower, directory, agents, leaf_ttl: config.leaf_ttl, closing });
+    let service = Arc::new(Service {
+        follower,
+        directory,
+        agents,
+        leaf_ttl: config.leaf_ttl,
+        buckets: Buckets::new(config.node_limit),
+        claims: Claims::default(),
+        signing: Pool::new(),
+        attesting: Pool::new(),
+        closing,
+    });
     let service = CaServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
     let mut server = Server::builder()
         .timeout(Duration::from_secs(30))

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use agent_core::directory::Pod;
 use serde::{Deserialize, Serialize};
 
 use crate::deny::{self, Denied};
+use crate::rotation::{Order, Phase, Roots, Rotation};
 use crate::token::{JoinToken, KeyHash, from_hex, to_hex};
 
 /// Tokens that ended are forgotten after this; until then their use is refused with the right reason.
@@ -18,12 +20,28 @@ pub(crate) struct State {
     tokens: Vec<Token>,
     /// Node → SHA-256 of its key, in hex.
     nodes: BTreeMap<String, String>,
+    /// Nodes that get no certificates.
+    #[serde(default)]
+    quarantined: BTreeMap<String, Quarantine>,
+    #[serde(default)]
+    roots: Roots,
     /// Of Watch: counts up with every change of `published`.
     #[serde(default)]
     sequence: u64,
     /// What Watch tells.
     #[serde(default)]
     published: Published,
+}
+
+/// Why a node gets no certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Quarantine {
+    pub(crate) reason: String,
+    /// In seconds since 1970.
+    pub(crate) since: u64,
+    /// Who asked for it.
+    pub(crate) by: String,
 }
 
 /// What Watch tells, but for the anchors themselves: those are files.
@@ -33,6 +51,8 @@ pub(crate) struct Published {
     /// By trust domain.
     bundles: BTreeMap<String, BundleVersion>,
     pub(crate) deny: Vec<deny::Entry>,
+    #[serde(default)]
+    pub(crate) rotate: Vec<Order>,
 }
 
 /// Which version of a trust domain's anchors was told.
@@ -127,6 +147,71 @@ impl State {
         self.nodes.keys().map(String::as_str)
     }
 
+    /// The pinned key of a node: SHA-256, in hex.
+    pub(crate) fn pinned_key(&self, node: &str) -> Option<&str> {
+        self.nodes.get(node).map(String::as_str)
+    }
+
+    /// Lets the node in no more, by its key or by a token that was made for it. False if it was not pinned.
+    pub(crate) fn evict(&mut self, node: &str) -> bool {
+        self.tokens.retain(|token| token.node != node);
+        self.quarantined.remove(node);
+        self.nodes.remove(node).is_some()
+    }
+
+    /// Gives the node no certificates from now on. False if it is not pinned.
+    pub(crate) fn quarantine(&mut self, node: &str, quarantine: Quarantine) -> bool {
+        let is_pinned = self.nodes.contains_key(node);
+        if is_pinned {
+            self.quarantined.entry(node.to_owned()).or_insert(quarantine);
+        }
+        is_pinned
+    }
+
+    /// Gives it certificates again. False if it was not in quarantine.
+    pub(crate) fn release(&mut self, node: &str) -> bool {
+        self.quarantined.remove(node).is_some()
+    }
+
+    /// The nodes that get no certificates, and why.
+    pub(crate) fn quarantined(&self) -> &BTreeMap<String, Quarantine> {
+        &self.quarantined
+    }
+
+    /// The entry that denies this pod, if one does.
+    pub(crate) fn denial(&self, pod: &Pod, key: &KeyHash) -> Option<&deny::Entry> {
+        let key = to_hex(key);
+        self.published.deny.iter().find(|entry| match &entry.what {
+            Denied::Identity(identity) => *identity == pod.identity.as_str(),
+            Denied::Pod(uid) => *uid == pod.uid.as_str(),
+            Denied::Key(hash) => *hash == key,
+            Denied::Node(node) => *node == pod.node,
+            Denied::TrustDomain(domain) => *domain == pod.identity.trust_domain().as_str(),
+            Denied::Serial { .. } => false,
+        })
+    }
+
+    /// Which roots there are.
+    pub(crate) fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    /// Both roots are believed from now on.
+    pub(crate) fn begin_rotation(&mut self, rotation: Rotation) {
+        self.roots.begin(rotation);
+    }
+
+    /// The other root issues from now on, and agents are told what to renew.
+    pub(crate) fn turn_rotation(&mut self, phase: Phase) {
+        self.published.rotate = self.roots.turn(phase).into_iter().collect();
+    }
+
+    /// Only one root is left: the new one if it is finished. The number of the one that goes.
+    pub(crate) fn end_rotation(&mut self, finished: bool) -> Option<u32> {
+        self.published.rotate.clear();
+        self.roots.end(finished)
+    }
+
     /// Denies it from now on. False if it was denied before; the reason that was given then stays.
     ///
     /// # Errors
@@ -207,5 +292,37 @@ mod tests {
         let mut state = State::default();
         state.add_token(&token, Duration::ZERO);
         assert_eq!(state.admit_by_token("node-a", &token, &[1; 32]), Err(NotAdmitted::Expired));
+    }
+
+    #[test]
+    fn an_evicted_node_needs_a_new_token() {
+        let (token, other) = (JoinToken::generate("node-a", [0; 32]), JoinToken::generate("node-a", [0; 32]));
+        let mut state = State::default();
+        state.add_token(&token, MINUTE);
+        state.add_token(&other, MINUTE);
+        state.admit_by_token("node-a", &token, &[1; 32]).unwrap();
+        assert!(state.evict("node-a") && !state.evict("node-a"));
+        assert_eq!(state.admit_by_key("node-a", &[1; 32]), Err(NotAdmitted::NotPinned));
+        for token in [&token, &other] {
+            assert!(state.admit_by_token("node-a", token, &[1; 32]).is_err(), "tokens from before are no way back");
+        }
+    }
+
+    #[test]
+    fn only_what_watch_tells_counts_and_it_never_goes_back() {
+        let mut state = State::default();
+        let told = state.published().clone();
+        state.add_token(&JoinToken::generate("node-a", [0; 32]), MINUTE);
+        state.count(&told);
+        assert_eq!(state.sequence(), 0);
+        state.note_bundle("test.mantle", &[1; 32]);
+        state.count(&told);
+        let first = state.sequence();
+        let told = state.published().clone();
+        state.note_bundle("test.mantle", &[2; 32]);
+        state.count(&told);
+        assert!(state.sequence() > first);
+        assert_eq!(state.bundle_sequence("test.mantle", &[2; 32]), Some(2));
+        assert_eq!(state.bundle_sequence("test.mantle", &[1; 32]), None);
     }
 }

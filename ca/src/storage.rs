@@ -10,6 +10,8 @@ use nix::fcntl::{Flock, FlockArg};
 use zeroize::Zeroizing;
 
 use crate::CaError;
+use crate::config::Config;
+use crate::keys::Passphrase;
 use crate::stamp::Stamp;
 use crate::state::State;
 use crate::state_files::{self, StateError};
@@ -32,13 +34,29 @@ const STATE: &str = "state.json";
 #[derive(Clone, Debug)]
 pub(crate) struct Storage {
     folder: PathBuf,
+    passphrase: Option<Passphrase>,
 }
 
 impl Storage {
     /// Makes the directory if it is not there.
     pub(crate) fn open(folder: &Path) -> Result<Self, CaError> {
         state_files::open_folder(folder)?;
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self { folder: folder.to_owned(), passphrase: None })
+    }
+
+    /// With keys under a passphrase.
+    pub(crate) fn under(self, passphrase: Option<Passphrase>) -> Self {
+        Self { passphrase, ..self }
+    }
+
+    /// The one of a configuration.
+    pub(crate) fn of(config: &Config) -> Result<Self, CaError> {
+        Ok(Self::open(&config.state_dir)?.under(config.key_passphrase.clone()))
+    }
+
+    /// Where the keys' passphrase is, if they are under one.
+    pub(crate) fn passphrase(&self) -> Option<&Passphrase> {
+        self.passphrase.as_ref()
     }
 
     /// Whether there is such a file, be it a link to nowhere.
@@ -49,6 +67,14 @@ impl Storage {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(state(&path, source)),
         }
+    }
+
+    /// All files' names.
+    pub(crate) fn names(&self) -> Result<Vec<String>, CaError> {
+        let wrong = |source| state(&self.folder, source);
+        let entries = fs::read_dir(&self.folder).map_err(wrong)?;
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<io::Result<_>>().map_err(wrong)
     }
 
     /// A file's bytes; `None` if it is not there.

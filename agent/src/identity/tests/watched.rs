@@ -114,3 +114,19 @@ async fn only_an_agent_may_watch() {
     let nobody = hand.client(None).await.watch(ReceiverStream::new(sent)).await;
     assert_eq!(nobody.unwrap_err().code(), Code::Unauthenticated);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_evicted_node_is_cut_off_at_once_and_everywhere() {
+    let (ca, hand, agent) = joined().await;
+    let mut watched = Watched::open(&hand, &agent).await.unwrap();
+    watched.update().await;
+    operate::evict(&ca.config, "node-a").unwrap();
+    assert_eq!(watched.next().await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(hand.sign(&agent, "uid-web").await.err(), Some(Code::PermissionDenied));
+    assert_eq!(Watched::open(&hand, &agent).await.err().map(|status| status.code()), Some(Code::PermissionDenied));
+    assert_eq!(hand.attest("").await.err(), Some(Code::PermissionDenied));
+    assert!(operate::evict(&ca.config, "node-a").is_err(), "there is nobody any more");
+    // It comes back by a new token.
+    let agent = hand.attest(&ca.token("node-a")).await.unwrap();
+    issued(hand.sign(&agent, "uid-web").await);
+}
