@@ -6,10 +6,10 @@ use aws_lc_rs::rand::fill;
 use pkcs5::pbes2;
 use pkcs8::der::pem::LineEnding;
 use pkcs8::{EncryptedPrivateKeyInfo, SecretDocument};
-use rcgen::KeyPair;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use tracing::info;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::CaError;
 use crate::state_files;
@@ -53,8 +53,55 @@ impl std::fmt::Display for Passphrase {
     }
 }
 
+/// A private key that is wiped when it is dropped.
+pub(crate) struct Key(KeyPair);
+
+impl Key {
+    /// A fresh one: P-256.
+    pub(crate) fn generate() -> Result<Self, CaError> {
+        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Self).map_err(|error| CaError::Crypto(error.to_string()))
+    }
+
+    /// PKCS#8.
+    pub(crate) fn der(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(self.0.serialize_der())
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl PublicKeyData for Key {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        PublicKeyData::algorithm(&self.0)
+    }
+}
+
+impl SigningKey for Key {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign(message)
+    }
+}
+
+/// Looks at a key that is not needed: whoever may read it can be any CA of this domain. One that lies open although there is a
+/// passphrase is put under it.
+pub(crate) fn look_after(storage: &Storage, name: &str) -> Result<(), CaError> {
+    let is_open = storage.read_key(name)?.is_some_and(|text| !text.starts_with(b"-----BEGIN ENCRYPTED"));
+    if is_open && storage.passphrase().is_some() {
+        read(storage, name)?;
+    }
+    Ok(())
+}
+
 /// Reads a key; `None` if it is not there. One that lies open although there is a passphrase is put under it.
-pub(crate) fn read(storage: &Storage, name: &str) -> Result<Option<KeyPair>, CaError> {
+pub(crate) fn read(storage: &Storage, name: &str) -> Result<Option<Key>, CaError> {
     let Some(text) = storage.read_key(name)? else { return Ok(None) };
     let damaged = |what: String| CaError::Damaged { path: storage.path(name), what };
     let (key, was_open) = parse(&text, storage.passphrase()).map_err(|error| match error {
@@ -69,9 +116,9 @@ pub(crate) fn read(storage: &Storage, name: &str) -> Result<Option<KeyPair>, CaE
 }
 
 /// Writes a key, under the passphrase if there is one.
-pub(crate) fn write(storage: &Storage, name: &str, key: &KeyPair) -> Result<(), CaError> {
+pub(crate) fn write(storage: &Storage, name: &str, key: &Key) -> Result<(), CaError> {
     let text = match storage.passphrase() {
-        None => Zeroizing::new(key.serialize_pem()),
+        None => Zeroizing::new(key.0.serialize_pem()),
         Some(passphrase) => encrypt(key, &passphrase.read()?)?,
     };
     storage.write(name, text.as_bytes())
@@ -84,7 +131,7 @@ enum NoKey {
 }
 
 /// A key from PEM, and whether it lay open.
-fn parse(text: &[u8], passphrase: Option<&Passphrase>) -> Result<(KeyPair, bool), NoKey> {
+fn parse(text: &[u8], passphrase: Option<&Passphrase>) -> Result<(Key, bool), NoKey> {
     let damaged = |error: &dyn std::fmt::Display| NoKey::Damaged(error.to_string());
     let text = std::str::from_utf8(text).map_err(|_| damaged(&"it is no PEM"))?;
     let (label, document) = SecretDocument::from_pem(text).map_err(|error| damaged(&error))?;
@@ -99,11 +146,11 @@ fn parse(text: &[u8], passphrase: Option<&Passphrase>) -> Result<(KeyPair, bool)
         other => return Err(damaged(&format!("it is a `{other}`, not a `{PLAIN}`"))),
     };
     let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(der.as_slice())).map_err(|error| damaged(&error))?;
-    Ok((key, was_open))
+    Ok((Key(key), was_open))
 }
 
 /// A key that an operator brings.
-pub(crate) fn bring(path: &std::path::Path, passphrase: Option<&Passphrase>) -> Result<KeyPair, CaError> {
+pub(crate) fn bring(path: &std::path::Path, passphrase: Option<&Passphrase>) -> Result<Key, CaError> {
     let wrong = |what: String| CaError::Refused(format!("{}: {what}", path.display()));
     let text = state_files::read_key(path)?.ok_or_else(|| wrong("there is no such file".to_owned()))?;
     let (key, _) = parse(&text, passphrase).map_err(|error| match error {
@@ -122,14 +169,14 @@ fn decrypt(document: &SecretDocument, passphrase: &[u8]) -> Result<Zeroizing<Vec
     })
 }
 
-fn encrypt(key: &KeyPair, passphrase: &[u8]) -> Result<Zeroizing<String>, CaError> {
+fn encrypt(key: &Key, passphrase: &[u8]) -> Result<Zeroizing<String>, CaError> {
     let crypto = |error: &dyn std::fmt::Display| CaError::Crypto(error.to_string());
     let (mut salt, mut iv) = ([0; 16], [0; 16]);
     fill(&mut salt).and_then(|()| fill(&mut iv)).map_err(|error| crypto(&error))?;
     // scrypt as its authors recommend it now: 128 MiB.
     let parameters =
         pbes2::Parameters::scrypt_aes256cbc(Default::default(), &salt, &iv).map_err(|error| crypto(&error))?;
-    let der = Zeroizing::new(key.serialize_der());
+    let der = key.der();
     let encrypted = parameters.encrypt(passphrase, &der).map_err(|error| crypto(&error))?;
     let document = EncryptedPrivateKeyInfo { encryption_algorithm: parameters.into(), encrypted_data: &encrypted };
     let document = SecretDocument::try_from(document).map_err(|error| crypto(&error))?;
@@ -141,7 +188,6 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
-    use rcgen::PKCS_ECDSA_P256_SHA256;
 
     /// A state directory whose keys are under that passphrase.
     fn storage(folder: &std::path::Path, passphrase: &str) -> Storage {
@@ -150,8 +196,8 @@ mod tests {
         Storage::open(&folder.join("state")).unwrap().under(Some(Passphrase::File(file)))
     }
 
-    fn key() -> KeyPair {
-        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
+    fn key() -> Key {
+        Key::generate().unwrap()
     }
 
     #[test]
@@ -161,8 +207,8 @@ mod tests {
         write(&ours, "key.pem", &key).unwrap();
         let text = std::fs::read_to_string(ours.path("key.pem")).unwrap();
         assert!(text.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"), "{text}");
-        let read = |storage: &Storage| read(storage, "key.pem").map(|key| key.unwrap().serialize_der());
-        assert_eq!(read(&storage(folder.path(), "open sesame")).unwrap(), key.serialize_der());
+        let read = |storage: &Storage| read(storage, "key.pem").map(|key| key.unwrap().der());
+        assert_eq!(read(&storage(folder.path(), "open sesame")).unwrap(), key.der());
         let error = read(&storage(folder.path(), "open barley")).unwrap_err().to_string();
         assert!(error.contains("not the one that it was encrypted with"), "{error}");
         let error = read(&storage(folder.path(), "\n")).unwrap_err().to_string();
@@ -176,8 +222,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (ours, key) = (storage(folder.path(), "open sesame"), key());
         write(&ours.clone().under(None), "key.pem", &key).unwrap();
-        assert_eq!(read(&ours, "key.pem").unwrap().unwrap().serialize_der(), key.serialize_der());
+        assert_eq!(read(&ours, "key.pem").unwrap().unwrap().der(), key.der());
         assert!(read(&ours.clone().under(None), "key.pem").is_err());
-        assert_eq!(read(&ours, "key.pem").unwrap().unwrap().serialize_der(), key.serialize_der());
+        assert_eq!(read(&ours, "key.pem").unwrap().unwrap().der(), key.der());
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agent_core::identity::TrustDomain;
 use arc_swap::ArcSwap;
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SubjectPublicKeyInfo};
+use rcgen::{PublicKeyData as _, SubjectPublicKeyInfo};
 use rustls::crypto::aws_lc_rs;
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -24,7 +24,6 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tracing::{debug, info, warn};
-use zeroize::Zeroizing;
 
 use crate::CaError;
 use crate::agents::{Agents, keep_written};
@@ -34,6 +33,7 @@ use crate::config::Config;
 use crate::connection::Connection;
 use crate::current::{Current, Follower, follow};
 use crate::directory::DirectoryFile;
+use crate::keys::Key;
 use crate::limits::{Buckets, Pool};
 use crate::peer::Caller;
 use crate::places::Places;
@@ -208,11 +208,11 @@ fn tls_config(authority: &Authority) -> Result<ServerConfig, CaError> {
 
 fn new_certificate(authority: &Authority) -> Result<CertifiedKey, CaError> {
     let crypto = |error: &dyn std::fmt::Display| CaError::Crypto(error.to_string());
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| crypto(&error))?;
+    let key = Key::generate()?;
     let public = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map_err(|error| crypto(&error))?;
     let mut chain = authority.issue(&Subject::Server, &public, SERVER_LIFE)?.chain;
     chain.push(authority.root().clone());
-    let der = Zeroizing::new(key.serialize_der());
+    let der = key.der();
     let signing = aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(der.as_slice()).into());
     Ok(CertifiedKey::new(chain, signing.map_err(|error| crypto(&error))?))
 }

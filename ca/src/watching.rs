@@ -42,16 +42,21 @@ impl Watching {
         // Whatever happened since the call began is looked at first.
         self.current.mark_changed();
         let mut is_due = false;
+        let mut last = None;
         let end = loop {
             if !self.stream.is_heard() {
                 break Status::resource_exhausted("too many agents of this node watch: the newest are heard");
             }
             match self.next(&updates, is_due).await {
                 Event::Room(room) => {
-                    is_due = false;
-                    room.send(Ok(self.told()));
+                    let update = self.told();
+                    (is_due, last) = (false, Some(update.sequence));
+                    room.send(Ok(update));
                 }
-                Event::Changed if self.is_admitted() => is_due = true,
+                // The state changes also by what is not told.
+                Event::Changed if self.is_admitted() => {
+                    is_due = last != Some(self.current.borrow_and_update().update.sequence);
+                }
                 Event::Changed => break Status::permission_denied("this node is not admitted any more"),
                 Event::Said(ack) => self.said(&ack),
                 Event::Gone => return,

@@ -10,6 +10,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+mod rotated;
 mod watched;
 
 use super::client::key_request;

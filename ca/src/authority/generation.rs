@@ -6,8 +6,8 @@ use std::time::Duration;
 use agent_core::identity::TrustDomain;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, PublicKeyData as _,
+    SanType,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -18,7 +18,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{BACKDATE, crypto, serial};
 use crate::CaError;
-use crate::keys;
+use crate::keys::{self, Key};
 use crate::rotation::Roots;
 use crate::storage::Storage;
 use crate::token::KeyHash;
@@ -36,7 +36,7 @@ pub(crate) struct Generation {
     pub(super) issuing: CertificateDer<'static>,
     pub(super) issuing_key_hash: KeyHash,
     pub(super) issuing_end: OffsetDateTime,
-    pub(super) issuer: Issuer<'static, KeyPair>,
+    pub(super) issuer: Issuer<'static, Key>,
 }
 
 /// The files of one generation. The first has the plain names.
@@ -114,12 +114,12 @@ pub(crate) fn remove(storage: &Storage, number: u32) -> Result<(), CaError> {
 /// Makes a root and an issuing CA.
 pub(crate) fn create(storage: &Storage, trust_domain: &TrustDomain, number: u32) -> Result<(), CaError> {
     let now = OffsetDateTime::now_utc();
-    let root_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
+    let root_key = Key::generate()?;
     let mut root = ca_params(trust_domain, "root", BasicConstraints::Constrained(1))?;
     (root.not_before, root.not_after) = (now - BACKDATE, now + ROOT_LIFE);
     let root_certificate = root.self_signed(&root_key).map_err(crypto)?;
 
-    let issuing_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
+    let issuing_key = Key::generate()?;
     let mut issuing = ca_params(trust_domain, "issuing", BasicConstraints::Constrained(0))?;
     issuing.use_authority_key_identifier_extension = true;
     (issuing.not_before, issuing.not_after) = (now - BACKDATE, now + ISSUER_LIFE);
@@ -184,8 +184,7 @@ pub(crate) fn load(storage: &Storage, trust_domain: &TrustDomain, number: u32) -
         CertificateDer::from_pem_slice(&text).map_err(|error| damaged(name, &error.to_string()))
     };
     let (root, issuing) = (certificate(&names.root)?, certificate(&names.issuing)?);
-    // It is not needed here; but whoever may read it can be any CA of this domain.
-    keys::read(storage, &names.root_key)?;
+    keys::look_after(storage, &names.root_key)?;
     let key = keys::read(storage, &names.issuing_key)?.ok_or_else(|| damaged(&names.issuing_key, "it is missing"))?;
     Generation::new(root, issuing, key, trust_domain).map_err(|fault| match fault {
         Fault::Root(what) => damaged(&names.root, &what),
@@ -206,7 +205,7 @@ impl Generation {
     fn new(
         root: CertificateDer<'static>,
         issuing: CertificateDer<'static>,
-        key: KeyPair,
+        key: Key,
         trust_domain: &TrustDomain,
     ) -> Result<Self, Fault> {
         let (_, parsed_root) = X509Certificate::from_der(&root).map_err(|error| Fault::Root(error.to_string()))?;
@@ -309,7 +308,9 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
-    use crate::authority::Authority;
+    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SubjectPublicKeyInfo};
+
+    use crate::authority::{Authority, Subject};
 
     type Wish = fn(&mut CertificateParams);
 
@@ -392,5 +393,23 @@ mod tests {
         std::fs::write(one.path().join("both.pem"), both).unwrap();
         check(&Brought { root: one.path().join("both.pem"), ..ours.clone() }, "both.pem: it has 2 certificates");
         check(&Brought { issuing_key: ours.issuing_cert.clone(), ..ours }, "i.pem");
+    }
+
+    #[test]
+    fn no_certificate_outlives_its_issuer() {
+        let issue = |wish: Wish| {
+            let folder = tempfile::tempdir().unwrap();
+            let authority = import(folder.path(), &files(folder.path(), |_| (), wish)).unwrap();
+            let key = Key::generate().unwrap().subject_public_key_info();
+            let key = SubjectPublicKeyInfo::from_der(&key).unwrap();
+            let hour = Duration::from_secs(60 * 60);
+            authority.issue(&Subject::Server, &key, hour).map(|issued| issued.not_after - OffsetDateTime::now_utc())
+        };
+        let life = issue(|issuing| issuing.not_after = OffsetDateTime::now_utc() + Duration::from_secs(360)).unwrap();
+        assert!((290..=300).contains(&life.whole_seconds()), "a minute less than its issuer: {life}");
+        let ended = issue(|issuing| issuing.not_after = OffsetDateTime::now_utc() + Duration::from_secs(50));
+        assert!(matches!(ended, Err(CaError::IssuerEnds(_))), "nothing is left to give");
+        let life = issue(|_| ()).unwrap();
+        assert!((3590..=3600).contains(&life.whole_seconds()), "{life}");
     }
 }

@@ -73,6 +73,8 @@ async fn a_change_of_the_deny_list_reaches_who_watches_and_nothing_else_does() {
     assert!(first.sequence > 0 && first.now_ms > 1_700_000_000_000);
     // A token changes the state, and is nothing to tell.
     ca.token("node-b");
+    // The CA has taken that up when it signs.
+    issued(hand.sign(&agent, "uid-web").await);
     let pod = Denied::pod("uid-web").unwrap();
     assert!(operate::deny(&ca.config, pod.clone(), "stolen").unwrap());
     let second = watched.update().await;
