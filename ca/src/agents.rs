@@ -97,7 +97,11 @@ impl Agents {
             warn!(%error, "what agents said before is not known");
             Nodes::new()
         });
-        nodes.values_mut().for_each(|record| record.connected_since = None);
+        for record in nodes.values_mut() {
+            if record.connected_since.take().is_some() {
+                record.last_seen = state::now();
+            }
+        }
         Self { path: storage.path(FILE), known: Mutex::new(Known { nodes, next: 0, changed: true }) }
     }
 

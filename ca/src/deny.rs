@@ -10,7 +10,10 @@ use crate::token::{from_hex, is_node_name};
 use crate::wire::{DeniedSerial, DenyList};
 
 /// Every agent has all of them in memory, and one message carries all.
-pub(crate) const MOST: usize = 10_000;
+const MOST: usize = 10_000;
+
+/// In bytes, of what they name: a message has 4 MiB.
+const MOST_BYTES: usize = 1024 * 1024;
 
 /// No serial number has more bytes (RFC 5280 §4.1.2.2).
 const LONGEST_SERIAL: usize = 20;
@@ -52,7 +55,9 @@ pub(crate) struct Entry {
 
 /// The list has no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the deny-list has {MOST} entries: deny a node or a trust domain instead, or remove what is over")]
+#[error(
+    "the deny-list is full ({MOST} entries, or a MiB of names): deny a node or a trust domain instead, or remove what is over"
+)]
 pub(crate) struct Full;
 
 /// Why nothing can be denied by that text.
@@ -150,6 +155,11 @@ impl fmt::Display for Denied {
     }
 }
 
+/// Whether there is room for no more.
+pub(crate) fn is_full(entries: &[Entry]) -> bool {
+    entries.len() >= MOST || entries.iter().map(|entry| entry.what.to_string().len()).sum::<usize>() >= MOST_BYTES
+}
+
 /// As the agents are told.
 pub(crate) fn told(entries: &[Entry]) -> DenyList {
     let mut list = DenyList::default();
@@ -192,5 +202,16 @@ mod tests {
         assert!(Denied::key("AB").is_err() && Denied::key(&"ab".repeat(32)).is_ok());
         assert!(Denied::node("Node").is_err() && Denied::node("node-a").is_ok());
         assert!(Denied::trust_domain("a/b").is_err() && Denied::trust_domain("a.b").is_ok());
+    }
+
+    #[test]
+    fn the_list_fits_into_a_message() {
+        let entry = |what| Entry { what, reason: String::new(), since: 0, by: String::new() };
+        let mut entries = vec![entry(Denied::Node("node-a".to_owned())); MOST - 1];
+        assert!(!is_full(&entries));
+        entries.push(entry(Denied::Node("node-a".to_owned())));
+        assert!(is_full(&entries));
+        let long = Denied::Identity(format!("spiffe://test.mantle/{}", "a".repeat(2000)));
+        assert!(is_full(&vec![entry(long); 600]));
     }
 }

@@ -7,6 +7,8 @@ use crate::deny::{self, Denied};
 use crate::state::{self, Quarantine, State};
 use crate::storage::{StateStore as _, Storage};
 
+const LONGEST_REASON: usize = 200;
+
 /// One line of the deny-list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeniedLine {
@@ -25,7 +27,7 @@ pub struct DeniedLine {
 /// # Errors
 /// [`CaError`].
 pub fn deny(config: &Config, what: Denied, reason: &str) -> Result<bool, CaError> {
-    let entry = deny::Entry { what, reason: reason.to_owned(), since: state::now(), by: operator() };
+    let entry = deny::Entry { what, reason: checked(reason)?, since: state::now(), by: operator() };
     let storage = existing(config)?;
     storage.change(|state: &mut State| state.deny(entry))?.map_err(|full| CaError::Refused(full.to_string()))
 }
@@ -111,7 +113,7 @@ pub fn evict(config: &Config, node: &str) -> Result<(), CaError> {
 /// # Errors
 /// [`CaError`].
 pub fn quarantine(config: &Config, node: &str, reason: &str) -> Result<(), CaError> {
-    let quarantine = Quarantine { reason: reason.to_owned(), since: state::now(), by: operator() };
+    let quarantine = Quarantine { reason: checked(reason)?, since: state::now(), by: operator() };
     let is_pinned = existing(config)?.change(|state| state.quarantine(node, quarantine))?;
     if is_pinned { Ok(()) } else { Err(not_joined(node)) }
 }
@@ -123,6 +125,15 @@ pub fn quarantine(config: &Config, node: &str, reason: &str) -> Result<(), CaErr
 pub fn release(config: &Config, node: &str) -> Result<(), CaError> {
     let words = || CaError::Refused(format!("node {node} is not in quarantine: see `mantle ca node list`"));
     if existing(config)?.change(|state| state.release(node))? { Ok(()) } else { Err(words()) }
+}
+
+/// A reason goes into logs, lists and answers.
+fn checked(reason: &str) -> Result<String, CaError> {
+    if reason.chars().any(char::is_control) || !(1..=LONGEST_REASON).contains(&reason.chars().count()) {
+        let words = format!("a reason is one line of text, of at most {LONGEST_REASON} characters");
+        return Err(CaError::Refused(words));
+    }
+    Ok(reason.to_owned())
 }
 
 fn not_joined(node: &str) -> CaError {
@@ -141,5 +152,18 @@ pub(crate) fn operator() -> String {
     match std::env::var("SUDO_USER") {
         Ok(user) => format!("{} (uid {uid})", user.escape_default()),
         Err(_) => format!("uid {uid}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_one_line() {
+        assert!(checked("stolen laptop, ticket 7").is_ok());
+        for text in ["", "a\nb", "\u{1b}[2J", &"a".repeat(LONGEST_REASON + 1)] {
+            assert!(checked(text).is_err(), "{text:?}");
+        }
     }
 }

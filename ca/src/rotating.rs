@@ -13,8 +13,8 @@ use crate::authority::generation::{self, Brought, Names};
 use crate::config::Config;
 use crate::current::Follower;
 use crate::operate::existing;
-use crate::rotation::{self, Abort, Advance, NotYet, Phase, Rotation, View, told};
-use crate::state::State;
+use crate::rotation::{self, Abort, Advance, NotYet, Phase, Rotation, View, listed, told};
+use crate::state::{State, now};
 use crate::storage::{StateStore as _, Storage};
 
 /// How often the CA looks whether it can go on.
@@ -47,7 +47,7 @@ pub fn start(config: &Config, brought: Option<&Brought>, window: Duration, force
     let said = agents::read(&storage)?;
     let window = u32::try_from(window.as_secs()).unwrap_or(u32::MAX).max(1);
     storage.change(|state| {
-        rotation::may_start(&View::new(state, &said), force).map_err(refused)?;
+        rotation::may_start(&View::new(state, &said, now()), force).map_err(refused)?;
         let (current, next) = (state.roots().current, state.roots().newest + 1);
         match brought {
             Some(brought) => generation::bring(&storage, &config.trust_domain, next, brought)?,
@@ -73,13 +73,12 @@ pub fn start(config: &Config, brought: Option<&Brought>, window: Duration, force
 pub fn status(config: &Config) -> Result<Status, CaError> {
     let storage = existing(config)?;
     let (state, said) = (storage.state()?, agents::read(&storage)?);
-    let view = View::new(&state, &said);
+    let view = View::new(&state, &said, now());
     let rotation = state.roots().rotation();
     let users = |anchor: &str| view.users(anchor).iter().map(told).collect();
-    let current = || generation::load(&storage, &config.trust_domain, state.roots().current);
     let old_anchor = match rotation {
         Some(rotation) => rotation.old_anchor.clone(),
-        None => crate::token::to_hex(&current()?.root_key_hash()),
+        None => crate::token::to_hex(&generation::root_key_hash(&storage, state.roots().current)?),
     };
     let new_anchor = rotation.map(|rotation| rotation.new_anchor.clone()).unwrap_or_default();
     Ok(Status {
@@ -102,7 +101,7 @@ pub fn finish(config: &Config, force: bool) -> Result<bool, CaError> {
     let said = agents::read(&storage)?;
     let gone = storage.change(|state| {
         let rotation = state.roots().rotation().ok_or(NotYet::None)?;
-        rotation.may_finish(&View::new(state, &said), force)?;
+        rotation.may_finish(&View::new(state, &said, now()), force)?;
         Ok(state.end_rotation(true))
     })?;
     let Some(gone) = gone.map_err(refused)? else { return Ok(false) };
@@ -154,7 +153,7 @@ pub(crate) fn advance(follower: &Follower, agents: &Agents) -> Result<(), CaErro
     // What was acknowledged must have been told with these very roots.
     let Some(rotation) = roots.rotation().filter(|_| current.authority.roots() == roots) else { return Ok(()) };
     let said = agents.nodes();
-    let Some(advance) = rotation.advance(&View::new(&current.state, &said)) else { return Ok(()) };
+    let Some(advance) = rotation.advance(&View::new(&current.state, &said, now())) else { return Ok(()) };
     let gone = follower.storage().change(|state: &mut State| {
         if state.roots() != roots || state.sequence() != sequence {
             return None;
@@ -182,7 +181,6 @@ fn refused(why: NotYet) -> CaError {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |texts: &[String]| if texts.is_empty() { "none".to_owned() } else { texts.join(", ") };
         match self.phase {
             None => return write!(f, "no rotation is under way; the root's key is {}", self.old_anchor),
             Some(Phase::Publishing) => {
@@ -201,9 +199,9 @@ impl fmt::Display for Status {
                 writeln!(f, "withdrawing: the old root issues again; next: the new one is withdrawn, by itself")?;
             }
         }
-        writeln!(f, "agents that have not acknowledged what is in force: {}", list(&self.behind))?;
-        writeln!(f, "old root {}: used by {}", self.old_anchor, list(&self.old_users))?;
-        write!(f, "new root {}: used by {}", self.new_anchor, list(&self.new_users))
+        writeln!(f, "agents that have not acknowledged what is in force: {}", listed(&self.behind))?;
+        writeln!(f, "old root {}: used by {}", self.old_anchor, listed(&self.old_users))?;
+        write!(f, "new root {}: used by {}", self.new_anchor, listed(&self.new_users))
     }
 }
 

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::agents::{InUse, Nodes};
+use crate::agents::{InUse, Nodes, Record};
 use crate::state::State;
 use crate::token::{KeyHash, to_hex};
 
@@ -114,7 +114,15 @@ pub(crate) struct Order {
 pub(crate) struct View<'a> {
     state: &'a State,
     said: &'a Nodes,
+    /// In seconds since 1970.
+    now: u64,
 }
+
+/// Whoever does not watch has been gone for so many seconds: agents connect again when a CA has started anew.
+const GONE: u64 = 60;
+
+/// More names than this are only counted.
+const MOST_NAMED: usize = 20;
 
 /// Why a step is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -126,7 +134,7 @@ pub(crate) enum NotYet {
     #[error(
         "not every agent has acknowledged what is in force; missing: {}. See that they run, `mantle ca node evict` those that are \
          gone for good, or do without them by --force",
-        .0.join(", ")
+        listed(.0)
     )]
     Unacknowledged(Vec<String>),
     #[error("the new root does not issue yet: see `mantle ca rotate status` for whom it waits")]
@@ -136,7 +144,7 @@ pub(crate) enum NotYet {
     #[error(
         "the old root is still in use: {}. Wait until it is renewed (`mantle ca rotate status`), `mantle ca node evict` nodes that \
          are gone for good, or end these connections by --force",
-        .0.join(", ")
+        listed(.0)
     )]
     InUse(Vec<String>),
 }
@@ -160,15 +168,16 @@ pub(crate) enum Advance {
 }
 
 impl<'a> View<'a> {
-    pub(crate) fn new(state: &'a State, said: &'a Nodes) -> Self {
-        Self { state, said }
+    pub(crate) fn new(state: &'a State, said: &'a Nodes, now: u64) -> Self {
+        Self { state, said, now }
     }
 
-    /// Nodes that have not what is in force now.
-    pub(crate) fn behind(&self, only_connected: bool) -> Vec<String> {
+    /// Nodes that have not what is in force now; with `only_watching` of those that watch.
+    pub(crate) fn behind(&self, only_watching: bool) -> Vec<String> {
         let is_behind = |node: &&str| {
             let said = self.said.get(*node);
-            let counts = !only_connected || said.is_some_and(|said| said.connected_since.is_some());
+            let watches = |said: &Record| said.connected_since.is_some() || said.last_seen + GONE > self.now;
+            let counts = !only_watching || said.is_some_and(watches);
             counts && !said.is_some_and(|said| said.sequence >= self.state.sequence() && said.rejected.is_empty())
         };
         self.state.nodes().filter(is_behind).map(str::to_owned).collect()
@@ -258,6 +267,18 @@ impl Rotation {
     }
 }
 
+/// On one line.
+pub(crate) fn listed(texts: &[String]) -> String {
+    match texts {
+        [] => "none".to_owned(),
+        [first @ .., _] if first.len() >= MOST_NAMED => {
+            let named = texts.get(..MOST_NAMED).unwrap_or_default();
+            format!("{} and {} more", named.join(", "), texts.len() - MOST_NAMED)
+        }
+        _ => texts.join(", "),
+    }
+}
+
 /// A node and what it has, in words.
 pub(crate) fn told((node, used): &(String, InUse)) -> String {
     format!("{node} ({} certificates, {} tunnels)", used.certificates, used.tunnels)
@@ -272,6 +293,7 @@ mod tests {
 
     use crate::token::JoinToken;
 
+    const NOW: u64 = 1000;
     const OLD: KeyHash = [1; 32];
     const NEW: KeyHash = [2; 32];
 
@@ -317,14 +339,14 @@ mod tests {
     fn it_starts_when_all_have_what_is_in_force() {
         let state = state();
         let mut said = all(&state);
-        assert_eq!(may_start(&View::new(&state, &said), false), Ok(()));
+        assert_eq!(may_start(&View::new(&state, &said, NOW), false), Ok(()));
         said.get_mut("node-b").unwrap().rejected = "no".into();
-        assert_eq!(behind(may_start(&View::new(&state, &said), false)), ["node-b"]);
+        assert_eq!(behind(may_start(&View::new(&state, &said, NOW), false)), ["node-b"]);
         said.remove("node-b");
-        assert_eq!(behind(may_start(&View::new(&state, &said), false)), ["node-b"], "it never watched");
+        assert_eq!(behind(may_start(&View::new(&state, &said, NOW), false)), ["node-b"], "it never watched");
         said.get_mut("node-a").unwrap().sequence -= 1;
-        assert_eq!(behind(may_start(&View::new(&state, &said), false)), ["node-a", "node-b"]);
-        assert_eq!(may_start(&View::new(&state, &said), true), Ok(()));
+        assert_eq!(behind(may_start(&View::new(&state, &said, NOW), false)), ["node-a", "node-b"]);
+        assert_eq!(may_start(&View::new(&state, &said, NOW), true), Ok(()));
     }
 
     #[test]
@@ -332,7 +354,7 @@ mod tests {
         let mut state = state();
         state.begin_rotation(rotation(Phase::Publishing, false));
         let said = all(&state);
-        assert_eq!(may_start(&View::new(&state, &said), true), Err(NotYet::UnderWay));
+        assert_eq!(may_start(&View::new(&state, &said, NOW), true), Err(NotYet::UnderWay));
     }
 
     #[test]
@@ -340,14 +362,17 @@ mod tests {
         let state = state();
         let mut said = all(&state);
         let publishing = rotation(Phase::Publishing, false);
-        assert_eq!(publishing.advance(&View::new(&state, &said)), Some(Advance::Issue));
+        assert_eq!(publishing.advance(&View::new(&state, &said, NOW)), Some(Advance::Issue));
         said.get_mut("node-b").unwrap().sequence = 0;
-        assert_eq!(publishing.advance(&View::new(&state, &said)), None, "one laggard");
+        assert_eq!(publishing.advance(&View::new(&state, &said, NOW)), None, "one laggard");
         let forced = rotation(Phase::Publishing, true);
-        assert_eq!(forced.advance(&View::new(&state, &said)), None, "it watches, and has something else");
+        assert_eq!(forced.advance(&View::new(&state, &said, NOW)), None, "it watches, and has something else");
         said.get_mut("node-b").unwrap().connected_since = None;
-        assert_eq!(publishing.advance(&View::new(&state, &said)), None);
-        assert_eq!(forced.advance(&View::new(&state, &said)), Some(Advance::Issue));
+        said.get_mut("node-b").unwrap().last_seen = NOW - GONE + 1;
+        assert_eq!(forced.advance(&View::new(&state, &said, NOW)), None, "it may come back to a CA that was restarted");
+        said.get_mut("node-b").unwrap().last_seen = NOW - GONE;
+        assert_eq!(publishing.advance(&View::new(&state, &said, NOW)), None);
+        assert_eq!(forced.advance(&View::new(&state, &said, NOW)), Some(Advance::Issue));
         assert!(!publishing.next_issues() && publishing.leaving().is_none());
     }
 
@@ -358,22 +383,22 @@ mod tests {
         let issuing = rotation(Phase::Issuing, false);
         assert!(issuing.next_issues() && issuing.leaving() == Some(to_hex(&OLD).as_str()));
         uses(&mut said, "node-b", OLD, 3);
-        let refused = issuing.may_finish(&View::new(&state, &said), false).unwrap_err().to_string();
+        let refused = issuing.may_finish(&View::new(&state, &said, NOW), false).unwrap_err().to_string();
         assert!(refused.contains("node-b (0 certificates, 3 tunnels)"), "{refused}");
-        assert_eq!(issuing.may_finish(&View::new(&state, &said), true), Ok(()));
+        assert_eq!(issuing.may_finish(&View::new(&state, &said, NOW), true), Ok(()));
         uses(&mut said, "node-b", OLD, 0);
         uses(&mut said, "node-b", NEW, 3);
-        assert_eq!(issuing.may_finish(&View::new(&state, &said), false), Ok(()));
+        assert_eq!(issuing.may_finish(&View::new(&state, &said, NOW), false), Ok(()));
         said.get_mut("node-a").unwrap().sequence = 0;
-        assert_eq!(behind(issuing.may_finish(&View::new(&state, &said), false)), ["node-a"]);
-        assert_eq!(issuing.advance(&View::new(&state, &said)), None, "only an operator ends it");
+        assert_eq!(behind(issuing.may_finish(&View::new(&state, &said, NOW), false)), ["node-a"]);
+        assert_eq!(issuing.advance(&View::new(&state, &said, NOW)), None, "only an operator ends it");
     }
 
     #[test]
     fn it_cannot_be_finished_before_the_new_root_issues_or_while_it_is_aborted() {
         let state = state();
         let said = all(&state);
-        let finish = |phase, force| rotation(phase, false).may_finish(&View::new(&state, &said), force);
+        let finish = |phase, force| rotation(phase, false).may_finish(&View::new(&state, &said, NOW), force);
         for force in [false, true] {
             assert_eq!(finish(Phase::Publishing, force), Err(NotYet::NotIssuing));
             assert_eq!(finish(Phase::Withdrawing, force), Err(NotYet::Withdrawing));
@@ -396,12 +421,12 @@ mod tests {
         let withdrawing = rotation(Phase::Withdrawing, false);
         assert!(!withdrawing.next_issues() && withdrawing.leaving() == Some(to_hex(&NEW).as_str()));
         uses(&mut said, "node-a", NEW, 1);
-        assert_eq!(withdrawing.advance(&View::new(&state, &said)), None);
+        assert_eq!(withdrawing.advance(&View::new(&state, &said, NOW)), None);
         uses(&mut said, "node-a", NEW, 0);
         uses(&mut said, "node-b", OLD, 5);
-        assert_eq!(withdrawing.advance(&View::new(&state, &said)), Some(Advance::Withdraw));
+        assert_eq!(withdrawing.advance(&View::new(&state, &said, NOW)), Some(Advance::Withdraw));
         said.get_mut("node-b").unwrap().sequence = 0;
-        assert_eq!(withdrawing.advance(&View::new(&state, &said)), None, "it may still get certificates renewed");
+        assert_eq!(withdrawing.advance(&View::new(&state, &said, NOW)), None, "it may still get certificates renewed");
     }
 
     #[test]
@@ -411,7 +436,15 @@ mod tests {
         uses(&mut said, "node-b", OLD, 1);
         said.get_mut("node-b").unwrap().sequence = 0;
         state.evict("node-b");
-        let view = View::new(&state, &said);
+        let view = View::new(&state, &said, NOW);
         assert_eq!(rotation(Phase::Issuing, false).may_finish(&view, false), Ok(()));
+    }
+
+    #[test]
+    fn many_names_are_counted() {
+        let names = |count: usize| (0..count).map(|name| name.to_string()).collect::<Vec<_>>();
+        assert_eq!((listed(&names(0)).as_str(), listed(&names(2)).as_str()), ("none", "0, 1"));
+        assert!(listed(&names(20)).ends_with("18, 19"));
+        assert!(listed(&names(23)).ends_with("18, 19 and 3 more"));
     }
 }

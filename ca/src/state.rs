@@ -220,7 +220,7 @@ impl State {
         if self.published.deny.iter().any(|known| known.what == entry.what) {
             return Ok(false);
         }
-        if self.published.deny.len() >= deny::MOST {
+        if deny::is_full(&self.published.deny) {
             return Err(deny::Full);
         }
         self.published.deny.push(entry);

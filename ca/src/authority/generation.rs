@@ -175,15 +175,24 @@ fn pem(der: &CertificateDer<'_>) -> Result<String, CaError> {
     document.to_pem("CERTIFICATE", pkcs8::LineEnding::LF).map_err(crypto)
 }
 
+/// The hash of a root's key, for which no key is read.
+pub(crate) fn root_key_hash(storage: &Storage, number: u32) -> Result<KeyHash, CaError> {
+    let root = certificate(storage, &Names::of(number).root)?;
+    let hash = X509Certificate::from_der(&root).map(|(_, parsed)| Sha256::digest(parsed.public_key().raw).into());
+    hash.map_err(crypto)
+}
+
+fn certificate(storage: &Storage, name: &str) -> Result<CertificateDer<'static>, CaError> {
+    let damaged = |what: String| CaError::Damaged { path: storage.path(name), what };
+    let text = storage.read(name)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
+    CertificateDer::from_pem_slice(&text).map_err(|error| damaged(error.to_string()))
+}
+
 /// Reads a generation.
 pub(crate) fn load(storage: &Storage, trust_domain: &TrustDomain, number: u32) -> Result<Generation, CaError> {
     let names = Names::of(number);
     let damaged = |name: &str, what: &str| CaError::Damaged { path: storage.path(name), what: what.to_owned() };
-    let certificate = |name: &str| -> Result<CertificateDer<'static>, CaError> {
-        let text = storage.read(name)?.ok_or_else(|| damaged(name, "it is missing"))?;
-        CertificateDer::from_pem_slice(&text).map_err(|error| damaged(name, &error.to_string()))
-    };
-    let (root, issuing) = (certificate(&names.root)?, certificate(&names.issuing)?);
+    let (root, issuing) = (certificate(storage, &names.root)?, certificate(storage, &names.issuing)?);
     keys::look_after(storage, &names.root_key)?;
     let key = keys::read(storage, &names.issuing_key)?.ok_or_else(|| damaged(&names.issuing_key, "it is missing"))?;
     Generation::new(root, issuing, key, trust_domain).map_err(|fault| match fault {
