@@ -44,6 +44,8 @@ use crate::wire::ca_server::CaServer;
 
 /// The server's own certificate lives this long, and is replaced after a third of it.
 const SERVER_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// When that fails it is tried again after this.
+const AGAIN: Duration = Duration::from_secs(5);
 const HANDSHAKE: Duration = Duration::from_secs(5);
 const MOST_HANDSHAKES: usize = 256;
 const MOST_HANDSHAKES_OF_ONE: usize = 32;
@@ -222,22 +224,28 @@ async fn renew(tls: Arc<ArcSwap<ServerConfig>>, mut current: watch::Receiver<Arc
     let mut ticks = interval(SERVER_LIFE / 3);
     ticks.tick().await;
     let mut authority = Arc::clone(&current.borrow_and_update().authority);
+    let mut is_due = false;
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            _ = ticks.tick() => is_due = true,
+            () = sleep(AGAIN), if is_due => {}
             changed = current.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 let next = Arc::clone(&current.borrow_and_update().authority);
-                if Arc::ptr_eq(&next, &authority) {
-                    continue;
-                }
+                is_due |= !Arc::ptr_eq(&next, &authority);
                 authority = next;
             }
         }
+        if !is_due {
+            continue;
+        }
         match tls_config(&authority) {
-            Ok(next) => tls.store(Arc::new(next)),
+            Ok(next) => {
+                tls.store(Arc::new(next));
+                is_due = false;
+            }
             Err(error) => warn!(%error, "cannot renew the server's certificate; it is tried again"),
         }
     }
