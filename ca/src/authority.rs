@@ -1,6 +1,7 @@
 //! The root and the issuing CA, and what their certificates look like (RFC 5280; X509-SVID for the leaves).
 //!
-//! The root signs the issuing CA and nothing else, and each has its own name: webpki searches issuers by name.
+//! The root signs the issuing CA and nothing else, and each has its own name: webpki searches issuers by name. While the root
+//! is rotated there are two of each; one of them issues.
 
 use std::time::Duration;
 
@@ -8,20 +9,22 @@ use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
 use aws_lc_rs::rand::fill;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
+    SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
-use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use self::generation::{FIRST_START, Generation, Names};
 use crate::CaError;
-use crate::storage::Storage;
+use crate::rotation::Roots;
+use crate::storage::{StateStore as _, Storage};
 use crate::token::KeyHash;
 
-const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-const ISSUER_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
+pub(crate) mod generation;
+
+pub use self::generation::Brought;
+
 /// Clocks differ: a certificate is valid from a little before now.
 const BACKDATE: Duration = Duration::from_secs(120);
 /// A certificate ends before its issuer does.
@@ -29,20 +32,22 @@ const MARGIN: Duration = Duration::from_secs(60);
 /// X.520 serialNumber: the pod's UID in the subject.
 const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 
-/// What a CA has once it has started.
-const KEPT: [&str; 5] = ["root-key.pem", "root.pem", "issuing-key.pem", "issuing.pem", "state.json"];
-/// This file is there while the keys are made for the first time.
-const FIRST_START: &str = "first-start";
-
-/// Root certificate, issuing certificate and issuing key.
+/// The root by which nodes know this CA, and the one that is to take its place.
 pub(crate) struct Authority {
     trust_domain: TrustDomain,
-    root: CertificateDer<'static>,
-    root_key_hash: KeyHash,
-    issuing_key_hash: KeyHash,
-    issuing: CertificateDer<'static>,
-    issuing_end: OffsetDateTime,
-    issuer: Issuer<'static, KeyPair>,
+    roots: Roots,
+    current: Generation,
+    next: Option<Generation>,
+}
+
+/// A certificate, and what the audit tells of it.
+pub(crate) struct Certificate {
+    /// Leaf first, without the root.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// Lower-case hex.
+    pub(crate) serial: String,
+    pub(crate) not_before: OffsetDateTime,
+    pub(crate) not_after: OffsetDateTime,
 }
 
 /// Whom a certificate is for.
@@ -59,10 +64,29 @@ impl Authority {
     /// Reads keys and certificates, or makes them.
     pub(crate) fn open(storage: &Storage, trust_domain: &TrustDomain) -> Result<Self, CaError> {
         storage.exclusively(|| {
-            if is_first_start(storage)? {
-                create(storage, trust_domain)?;
+            if generation::is_first_start(storage)? {
+                storage.write(FIRST_START, b"")?;
+                generation::create(storage, trust_domain, 1)?;
+                storage.remove(FIRST_START)?;
             }
-            load(storage, trust_domain)
+            let roots = storage.state()?.roots().clone();
+            generation::sweep(storage, &roots)?;
+            let load = |number| generation::load(storage, trust_domain, number);
+            let (current, next) = (load(roots.current)?, roots.next().map(load).transpose()?);
+            Ok(Self { trust_domain: trust_domain.clone(), roots, current, next })
+        })
+    }
+
+    /// Starts a CA with a root and an issuing CA that an operator brings.
+    pub(crate) fn import(storage: &Storage, trust_domain: &TrustDomain, brought: &Brought) -> Result<(), CaError> {
+        storage.exclusively(|| {
+            if !generation::is_first_start(storage)? {
+                return Err(CaError::IsMade);
+            }
+            storage.write(FIRST_START, b"")?;
+            let taken = generation::bring(storage, trust_domain, 1, brought);
+            storage.remove(FIRST_START)?;
+            taken
         })
     }
 
@@ -72,7 +96,7 @@ impl Authority {
         subject: &Subject<'_>,
         key: &SubjectPublicKeyInfo,
         life: Duration,
-    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    ) -> Result<Certificate, CaError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         let name = match subject {
@@ -93,140 +117,68 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(serial()?);
+        // Who joins knows only the old root's key until that one is gone: the server's own chain leads there.
+        let by = match subject {
+            Subject::Server => &self.current,
+            Subject::Pod(..) | Subject::Agent(..) => self.issuing(),
+        };
+        let serial = serial()?;
+        params.serial_number = Some(serial.clone());
         let now = OffsetDateTime::now_utc();
-        params.not_before = now - BACKDATE;
-        params.not_after = (now + life).min(self.issuing_end - MARGIN);
-        let leaf = params.signed_by(key, &self.issuer).map_err(crypto)?;
-        Ok(vec![leaf.der().clone(), self.issuing.clone()])
+        let (not_before, not_after) = (now - BACKDATE, (now + life).min(by.issuing_end - MARGIN));
+        if not_after <= now {
+            return Err(CaError::IssuerEnds(by.issuing_end.to_string()));
+        }
+        (params.not_before, params.not_after) = (not_before, not_after);
+        let leaf = params.signed_by(key, &by.issuer).map_err(crypto)?;
+        let chain = vec![leaf.der().clone(), by.issuing.clone()];
+        Ok(Certificate { chain, serial: crate::token::to_hex(&serial.to_bytes()), not_before, not_after })
     }
 
-    /// The root's certificate.
+    /// Whoever issues now.
+    fn issuing(&self) -> &Generation {
+        self.next.as_ref().filter(|_| self.roots.next_issues()).unwrap_or(&self.current)
+    }
+
+    /// The root by which nodes know the CA.
     pub(crate) fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+        &self.current.root
     }
 
-    /// The hash of the root's key, by which nodes know the CA.
+    /// The hash of that root's key.
     pub(crate) fn root_key_hash(&self) -> KeyHash {
-        self.root_key_hash
+        self.current.root_key_hash
+    }
+
+    /// Of which state of the rotation this is.
+    pub(crate) fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    /// The files that it was read from, by name.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let numbers = [self.roots.current].into_iter().chain(self.roots.next());
+        numbers.flat_map(|number| Names::of(number).all().map(str::to_owned)).collect()
+    }
+
+    /// Whose certificates the agents are to believe.
+    pub(crate) fn anchors(&self) -> Vec<CertificateDer<'static>> {
+        self.generations().map(|generation| generation.root.clone()).collect()
     }
 
     /// Whether the key is one of the CA's: nobody else can own it.
     pub(crate) fn is_own_key(&self, key: &KeyHash) -> bool {
-        *key == self.root_key_hash || *key == self.issuing_key_hash
+        self.generations().any(|own| *key == own.root_key_hash || *key == own.issuing_key_hash)
+    }
+
+    fn generations(&self) -> impl Iterator<Item = &Generation> {
+        [&self.current].into_iter().chain(&self.next)
     }
 
     /// The trust domain that it certifies.
     pub(crate) fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
-}
-
-/// Whether there is no CA yet. Where anything of one is left none is made: the nodes know it by the root that they joined.
-fn is_first_start(storage: &Storage) -> Result<bool, CaError> {
-    if storage.has(FIRST_START)? {
-        if !storage.has("state.json")? {
-            // The start before this one was interrupted. Nobody has seen its keys.
-            return Ok(true);
-        }
-        storage.remove(FIRST_START)?;
-    }
-    for name in KEPT {
-        if storage.has(name)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn create(storage: &Storage, trust_domain: &TrustDomain) -> Result<(), CaError> {
-    let now = OffsetDateTime::now_utc();
-    let root_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
-    let mut root = ca_params(trust_domain, "root", BasicConstraints::Constrained(1))?;
-    (root.not_before, root.not_after) = (now - BACKDATE, now + ROOT_LIFE);
-    let root_certificate = root.self_signed(&root_key).map_err(crypto)?;
-
-    let issuing_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
-    let mut issuing = ca_params(trust_domain, "issuing", BasicConstraints::Constrained(0))?;
-    issuing.use_authority_key_identifier_extension = true;
-    (issuing.not_before, issuing.not_after) = (now - BACKDATE, now + ISSUER_LIFE);
-    let issuer = Issuer::new(root, &root_key);
-    let issuing_certificate = issuing.signed_by(&issuing_key, &issuer).map_err(crypto)?;
-
-    let key = |key: &KeyPair| zeroize::Zeroizing::new(key.serialize_pem());
-    storage.write(FIRST_START, b"")?;
-    storage.write("root-key.pem", key(&root_key).as_bytes())?;
-    storage.write("root.pem", root_certificate.pem().as_bytes())?;
-    storage.write("issuing-key.pem", key(&issuing_key).as_bytes())?;
-    storage.write("issuing.pem", issuing_certificate.pem().as_bytes())?;
-    storage.remove(FIRST_START)
-}
-
-fn ca_params(trust_domain: &TrustDomain, role: &str, depth: BasicConstraints) -> Result<CertificateParams, CaError> {
-    let serial = serial()?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    // Every generation has a name of its own, so that a path is searched by one signature check.
-    let name = format!("Mantle {role} {}", crate::token::to_hex(serial.to_bytes().get(..4).unwrap_or_default()));
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
-    let uri = Ia5String::try_from(format!("spiffe://{trust_domain}")).map_err(crypto)?;
-    params.subject_alt_names = vec![SanType::URI(uri)];
-    params.is_ca = IsCa::Ca(depth);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.serial_number = Some(serial);
-    Ok(params)
-}
-
-fn load(storage: &Storage, trust_domain: &TrustDomain) -> Result<Authority, CaError> {
-    let damaged = |name: &str, what: &str| CaError::Damaged { path: storage.path(name), what: what.to_owned() };
-    let certificate = |name: &str| -> Result<CertificateDer<'static>, CaError> {
-        use rustls_pki_types::pem::PemObject as _;
-        let text = storage.read(name)?.ok_or_else(|| damaged(name, "it is missing"))?;
-        CertificateDer::from_pem_slice(&text).map_err(|error| damaged(name, &error.to_string()))
-    };
-    let (root, issuing) = (certificate("root.pem")?, certificate("issuing.pem")?);
-    let (_, parsed_root) = X509Certificate::from_der(&root).map_err(|error| damaged("root.pem", &error.to_string()))?;
-    let (_, parsed) =
-        X509Certificate::from_der(&issuing).map_err(|error| damaged("issuing.pem", &error.to_string()))?;
-    let is_by_root = parsed.issuer().as_raw() == parsed_root.subject().as_raw()
-        && parsed.verify_signature(Some(parsed_root.public_key())).is_ok();
-    if !is_by_root {
-        return Err(damaged("issuing.pem", "it was not signed by root.pem"));
-    }
-    let ours = format!("spiffe://{trust_domain}");
-    let names = parsed.subject_alternative_name().ok().flatten();
-    let is_ours = names.is_some_and(|san| {
-        san.value
-            .general_names
-            .iter()
-            .any(|name| matches!(name, x509_parser::extensions::GeneralName::URI(uri) if *uri == ours))
-    });
-    if !is_ours {
-        return Err(damaged("issuing.pem", &format!("it is not for trust domain {trust_domain}")));
-    }
-    // It is not needed here; but whoever may read it can be any CA of this domain.
-    storage.read_key("root-key.pem")?;
-    let name = "issuing-key.pem";
-    let text = storage.read_key(name)?.ok_or_else(|| damaged(name, "it is missing"))?;
-    let text = std::str::from_utf8(&text).map_err(|_| damaged(name, "it is no PEM"))?;
-    let key = KeyPair::from_pem(text).map_err(|error| damaged(name, &error.to_string()))?;
-    if key.subject_public_key_info() != parsed.public_key().raw {
-        return Err(damaged(name, "it does not belong to issuing.pem"));
-    }
-    let root_key_hash = Sha256::digest(parsed_root.public_key().raw).into();
-    let issuing_key_hash = Sha256::digest(parsed.public_key().raw).into();
-    let issuing_end = OffsetDateTime::from_unix_timestamp(parsed.validity().not_after.timestamp()).map_err(crypto)?;
-    let issuer = Issuer::from_ca_cert_der(&issuing, key).map_err(crypto)?;
-    Ok(Authority {
-        trust_domain: trust_domain.clone(),
-        root_key_hash,
-        issuing_key_hash,
-        issuing_end,
-        issuer,
-        root,
-        issuing,
-    })
 }
 
 /// 128 bits, random, positive and not zero (RFC 5280 §4.1.2.2): nothing need be coordinated.
@@ -248,6 +200,9 @@ mod tests {
 
     use super::*;
     use std::fs;
+
+    /// What a CA has once it has started.
+    const KEPT: [&str; 5] = ["root-key.pem", "root.pem", "issuing-key.pem", "issuing.pem", "state.json"];
 
     fn storage(folder: &tempfile::TempDir) -> Storage {
         Storage::open(folder.path()).unwrap()
@@ -284,7 +239,8 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let storage = storage(&folder);
             let (_other, made, _) = made();
-            let bytes = made.read(left).unwrap().unwrap_or_default();
+            made.change(|_| ()).unwrap();
+            let bytes = made.read(left).unwrap().unwrap();
             storage.write(left, &bytes).unwrap();
             let missing = if left == "root.pem" { "issuing.pem" } else { "root.pem" };
             check_damaged(&storage, missing, "it is missing");
@@ -336,7 +292,7 @@ mod tests {
         for name in ["issuing-key.pem", "issuing.pem"] {
             fs::copy(other.path(name), storage.path(name)).unwrap();
         }
-        check_damaged(&storage, "issuing.pem", "it was not signed by root.pem");
+        check_damaged(&storage, "issuing.pem", "it was not signed by the root");
     }
 
     #[test]

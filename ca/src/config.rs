@@ -7,8 +7,14 @@ use std::time::Duration;
 use agent_core::document::{Node, Problems, Section, interpret};
 use agent_core::identity::TrustDomain;
 
+use crate::keys::Passphrase;
+use crate::limits::NodeLimit;
+
 /// No certificate is asked for, or given, for less.
 const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Twice the pods that Kubernetes puts on a node.
+const NODE_LIMIT: NodeLimit = NodeLimit { burst: 220, per_second: 5 };
 
 /// Everything that `ca.yaml` says.
 #[derive(Clone, Debug)]
@@ -23,6 +29,10 @@ pub struct Config {
     pub directory: PathBuf,
     /// The longest life of a pod's certificate, and the one that is given if none is asked for.
     pub leaf_ttl: Duration,
+    /// How many certificates one node may ask for.
+    pub node_limit: NodeLimit,
+    /// Where the passphrase of the CA's keys is, if they are under one.
+    pub key_passphrase: Option<Passphrase>,
 }
 
 impl Config {
@@ -42,6 +52,8 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let state_dir = section.required("state_dir", problems);
     let directory = section.required("directory", problems);
     let leaf_ttl = section.optional("leaf_ttl");
+    let node_limit = section.optional("node_limit");
+    let (file, variable) = (section.optional("key_passphrase_file"), section.optional("key_passphrase_env"));
     section.end(problems);
     let trust_domain: Option<TrustDomain> =
         trust_domain.and_then(|node| node.parse("`trust_domain`", str::parse, problems));
@@ -50,13 +62,53 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let directory = directory.and_then(|node| node.text("`directory`", problems)).map(|text| folder.join(text));
     let twelve_hours = Duration::from_secs(12 * 60 * 60);
     let leaf_ttl = leaf_ttl.map_or(Some(twelve_hours), |node| node.duration_from(SHORTEST, "`leaf_ttl`", problems));
+    let node_limit = node_limit.map_or(Some(NODE_LIMIT), |node| read_limit(node, problems));
+    let key_passphrase = passphrase(file, variable, folder, problems);
     Some(Config {
         trust_domain: trust_domain?,
         listen: listen?,
         state_dir: state_dir?,
         directory: directory?,
         leaf_ttl: leaf_ttl?,
+        node_limit: node_limit?,
+        key_passphrase: key_passphrase?,
     })
+}
+
+/// At most one of both.
+fn passphrase(
+    file: Option<&Node>,
+    variable: Option<&Node>,
+    folder: &Path,
+    problems: &mut Problems,
+) -> Option<Option<Passphrase>> {
+    match (file, variable) {
+        (None, None) => Some(None),
+        (Some(file), None) => {
+            file.text("`key_passphrase_file`", problems).map(|path| Some(Passphrase::File(folder.join(path))))
+        }
+        (None, Some(name)) => {
+            name.text("`key_passphrase_env`", problems).map(|name| Some(Passphrase::Environment(name.to_owned())))
+        }
+        (Some(_), Some(name)) => {
+            problems.add(name.place, "`key_passphrase_env` is given beside `key_passphrase_file`: keep one of them");
+            None
+        }
+    }
+}
+
+fn read_limit(node: &Node, problems: &mut Problems) -> Option<NodeLimit> {
+    let mut section = Section::of(node, "`node_limit`", problems)?;
+    let (burst, per_second) = (section.optional("burst"), section.optional("per_second"));
+    section.end(problems);
+    let number = |text: &str| match text.parse() {
+        Ok(number @ 1..=1_000_000_u32) => Ok(number),
+        _ => Err("must be a whole number from 1 to 1000000"),
+    };
+    let burst = burst.map_or(Some(NODE_LIMIT.burst), |node| node.parse("`burst`", number, problems));
+    let per_second =
+        per_second.map_or(Some(NODE_LIMIT.per_second), |node| node.parse("`per_second`", number, problems));
+    Some(NodeLimit { burst: burst?, per_second: per_second? })
 }
 
 #[cfg(test)]
@@ -88,6 +140,15 @@ directory: /srv/directory.yaml
         assert_eq!(config.directory, Path::new("/srv/directory.yaml"));
         assert_eq!(config.leaf_ttl, Duration::from_secs(12 * 60 * 60));
         assert_eq!(read(&format!("{GOOD}leaf_ttl: 6s\n")).leaf_ttl, Duration::from_secs(6));
+        let passphrase = read(&format!("{GOOD}key_passphrase_file: passphrase\n")).key_passphrase;
+        assert_eq!(passphrase, Some(Passphrase::File("/etc/mantle/passphrase".into())));
+        assert_eq!(config.node_limit, NODE_LIMIT);
+        let limit = read(&format!("{GOOD}node_limit: {{burst: 7}}\n")).node_limit;
+        assert_eq!(limit, NodeLimit { burst: 7, ..NODE_LIMIT });
+        check(
+            &format!("{GOOD}node_limit: {{burst: 0}}\n"),
+            &["line 6:21: `burst`: must be a whole number from 1 to 1000000 (found `0`)"],
+        );
     }
 
     #[test]

@@ -5,10 +5,17 @@
 //! | [`config`] | `ca.yaml` |
 //! | [`wire`] | the gRPC service, as generated |
 //! | `authority` | root and issuing CA, and what their certificates look like |
-//! | `csr` | what a certificate request must be |
+//! | `csr`, `claims` | what a certificate request must be, and whose key it is |
+//! | `limits` | how much a node may ask for, and how much is worked on at once |
+//! | `keys` | private keys as files, under a passphrase |
 //! | [`state_files`] | files that nobody else may change, and keys that nobody else may read |
-//! | `storage` | tokens and pinned node keys: one writer at a time, under a file lock |
-//! | `token` | join tokens |
+//! | `state`, `storage` | tokens, pinned node keys and what Watch tells: one writer at a time, under a file lock |
+//! | `current` | state and authority as they are, followed while the CA runs |
+//! | [`deny`] | the deny-list |
+//! | `agents`, `watching` | what the agents are told, and what they answered |
+//! | [`operate`] | what `mantle ca …` asks for, whether the CA runs or not |
+//! | `rotation`, [`rotating`] | root rotation: what follows what, and the steps |
+//! | [`token`] | join tokens |
 //! | `service`, `server` | the four calls, and TLS below them |
 //! | `connection`, `places` | how long a connection may be, and how many there may be |
 
@@ -18,18 +25,36 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+mod agents;
+mod audit;
 mod authority;
+mod claims;
 pub mod config;
 mod connection;
 mod csr;
+mod current;
+pub mod deny;
 mod directory;
+mod keys;
+mod limits;
+pub mod operate;
 mod peer;
 mod places;
+pub mod rotating;
+mod rotation;
 mod server;
 mod service;
+mod stamp;
+mod state;
 pub mod state_files;
 mod storage;
 pub mod token;
+mod watching;
+
+pub use authority::Brought;
+pub use keys::Passphrase;
+pub use limits::NodeLimit;
+pub use rotation::Phase;
 
 /// The service's messages, client and server, generated from `proto/ca.proto`.
 #[expect(missing_docs, clippy::all, clippy::allow_attributes_without_reason, reason = "generated; see proto/ca.proto")]
@@ -74,9 +99,45 @@ pub enum CaError {
     /// The node's name is none.
     #[error("`{0}` is no node name: lower-case letters, digits, `-` and `.`")]
     Node(String),
+    /// A key's passphrase is missing or wrong.
+    #[error("{0}")]
+    Passphrase(String),
+    /// What an operator brings can't be used.
+    #[error("{}: {what}", path.display())]
+    Brought {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and the fix.
+        what: String,
+    },
+    /// There is one already.
+    #[error("there is a CA in `state_dir` already: to give it another root, use `mantle ca rotate start --root …`")]
+    IsMade,
+    /// The rotation can't take that step now.
+    #[error("{0}")]
+    Rotation(String),
+    /// Nothing can be issued that ends before its issuer does.
+    #[error("the issuing CA ends at {0}: make a new one with `mantle ca rotate start`")]
+    IssuerEnds(String),
+    /// There is no CA in the state directory yet.
+    #[error("there is no CA in {} yet: start it once with `mantle ca --config FILE`, or see `state_dir`", .0.display())]
+    NoCa(PathBuf),
+    /// That cannot be denied.
+    #[error(transparent)]
+    NotDeniable(#[from] deny::NotDeniable),
+    /// What was asked for may not be.
+    #[error("{0}")]
+    Refused(String),
     /// The server failed.
     #[error("the server failed: {0}")]
     Serve(#[from] tonic::transport::Error),
+}
+
+impl CaError {
+    /// Says which key it is about.
+    fn of(self, key: &str) -> Self {
+        if let Self::Passphrase(what) = self { Self::Passphrase(format!("{key}: {what}")) } else { self }
+    }
 }
 
 /// Runs the CA until `stop` resolves. Keys are made on the first start.
@@ -87,6 +148,14 @@ pub async fn run(config: config::Config, stop: impl Future<Output = ()> + Send +
     server::run(config, stop).await
 }
 
+/// Starts a CA with a root and an issuing CA that an operator brings; the state directory has none yet.
+///
+/// # Errors
+/// [`CaError`].
+pub fn import(config: &config::Config, brought: &Brought) -> Result<(), CaError> {
+    authority::Authority::import(&storage::Storage::of(config)?, &config.trust_domain, brought)
+}
+
 /// Makes a join token for a node, good for one use. Works whether the CA runs or not.
 ///
 /// # Errors
@@ -95,7 +164,7 @@ pub fn create_token(config: &config::Config, node: &str, ttl: Duration) -> Resul
     if !token::is_node_name(node) {
         return Err(CaError::Node(node.to_owned()));
     }
-    let storage = storage::Storage::open(&config.state_dir)?;
+    let storage = storage::Storage::of(config)?;
     let authority = authority::Authority::open(&storage, &config.trust_domain)?;
     let token = token::JoinToken::generate(node, authority.root_key_hash());
     storage.change(|state| state.add_token(&token, ttl))?;

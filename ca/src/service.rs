@@ -1,24 +1,34 @@
 //! The four calls of `ca.v1`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use agent_core::directory::{Directory, Pod};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
-use tonic::{Request, Response, Status};
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
-use crate::authority::{Authority, Subject};
-use crate::csr::proved_key;
+use crate::agents::Agents;
+use crate::authority::Subject;
+use crate::claims::Claims;
+use crate::csr::{ProvedKey, proved_key};
+use crate::current::{Current, Follower};
 use crate::directory::DirectoryFile;
+use crate::limits::{Buckets, Granted, Pool};
 use crate::peer::{Agent, Caller};
-use crate::storage::Storage;
-use crate::token::{JoinToken, KeyHash, is_node_name};
+use crate::state::NotAdmitted;
+use crate::token::{JoinToken, KeyHash, is_node_name, to_hex};
+use crate::watching::{Watching, now_ms};
 use crate::wire::ca_server::Ca;
 use crate::wire::sign_result::Result as Outcome;
 use crate::wire::{
-    AttestReply, AttestRequest, Bundle, ChallengeReply, ChallengeRequest, Issued, Reason, Refused, SignItem, SignReply,
-    SignRequest, SignResult, TrustReply, TrustRequest, attest_message,
+    AttestReply, AttestRequest, ChallengeReply, ChallengeRequest, Issued, Reason, Refused, SignItem, SignReply,
+    SignRequest, SignResult, WatchAck, WatchUpdate, attest_message,
 };
 
 /// An agent's own certificate.
@@ -29,22 +39,20 @@ const MOST_ITEMS: usize = 50;
 
 /// The service.
 pub(crate) struct Service {
-    authority: Arc<Authority>,
-    storage: Storage,
-    directory: Arc<DirectoryFile>,
-    leaf_ttl: Duration,
+    pub(crate) follower: Arc<Follower>,
+    pub(crate) directory: Arc<DirectoryFile>,
+    pub(crate) agents: Arc<Agents>,
+    pub(crate) leaf_ttl: Duration,
+    pub(crate) buckets: Buckets,
+    pub(crate) claims: Claims,
+    pub(crate) signing: Pool,
+    /// Strangers, who may attest, do not take the agents' turns.
+    pub(crate) attesting: Pool,
+    /// Becomes true when the CA stops.
+    pub(crate) closing: watch::Receiver<bool>,
 }
 
 impl Service {
-    pub(crate) fn new(
-        authority: Arc<Authority>,
-        storage: Storage,
-        directory: Arc<DirectoryFile>,
-        leaf_ttl: Duration,
-    ) -> Self {
-        Self { authority, storage, directory, leaf_ttl }
-    }
-
     fn attest(&self, caller: &Caller, request: &AttestRequest) -> Result<AttestReply, Status> {
         // Anybody may call: what is no name gets into no log and takes no lock.
         if !is_node_name(&request.node) {
@@ -57,9 +65,12 @@ impl Service {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &request.node_key)
             .verify(&message, &request.signature)
             .map_err(|_| Status::unauthenticated("the signature is not by the node's key"))?;
-        let proved = proved_key(&request.csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let trust_domain = self.follower.trust_domain();
+        let identity = format!("spiffe://{trust_domain}/node/{}/agent", request.node);
+        let proved =
+            proved_key(&request.csr, &identity).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let key_hash: KeyHash = Sha256::digest(&request.node_key).into();
-        let admitted = self.storage.change(|state| {
+        let admitted = self.follower.storage().change(|state| {
             // A pinned node needs no token, and an old one in its configuration does no harm.
             let by_key = state.admit_by_key(&request.node, &key_hash);
             if by_key.is_ok() || request.join_token.is_empty() {
@@ -67,7 +78,7 @@ impl Service {
             }
             let token = request.join_token.parse::<JoinToken>();
             token
-                .map_err(|_| crate::storage::NotAdmitted::UnknownToken)
+                .map_err(|_| NotAdmitted::UnknownToken)
                 .and_then(|token| state.admit_by_token(&request.node, &token, &key_hash))
         });
         let admitted = admitted.map_err(|error| Status::internal(error.to_string()))?;
@@ -75,56 +86,123 @@ impl Service {
             warn!(target: "audit", node = request.node, %error, "did not attest");
             Status::permission_denied(error.to_string())
         })?;
+        if !self.claims.claim(&proved.hash, &identity, &request.node) {
+            return Err(Status::invalid_argument("the request's key is somebody else's: make a new one"));
+        }
         let subject = Subject::Agent(&request.node, &key_hash);
-        let chain = self.authority.issue(&subject, &proved.key, AGENT_LIFE);
-        let chain = chain.map_err(|error| Status::internal(error.to_string()))?;
+        let certificate = self.follower.look().authority.issue(&subject, &proved.key, AGENT_LIFE);
+        let certificate = certificate.map_err(|error| Status::internal(error.to_string()))?;
         info!(target: "audit", node = request.node, "attested");
-        Ok(AttestReply { chain: chain.iter().map(|certificate| certificate.to_vec()).collect() })
+        Ok(AttestReply { chain: ders(&certificate.chain) })
     }
 
-    fn sign(&self, agent: &Agent, item: &SignItem) -> Result<Issued, Refused> {
-        let node = agent.node.as_str();
-        let refused = |reason: Reason, detail: &dyn std::fmt::Display| {
-            warn!(target: "audit", node, pod = item.pod_uid, reason = reason.as_str_name(), %detail, "refused to sign");
-            Refused { reason: reason.into(), detail: detail.to_string() }
-        };
+    fn sign(&self, agent: &Agent, current: &Current, item: &SignItem) -> Result<Issued, Refused> {
         let directory = self.directory.current();
-        let unknown = || refused(Reason::PodUnknown, &"the CA's directory has no such pod");
-        let uid = item.pod_uid.parse().map_err(|_| unknown())?;
-        let pod = directory.by_uid(&uid).ok_or_else(unknown)?;
-        if pod.node != node {
-            return Err(refused(Reason::NotOnNode, &format!("the CA's directory has the pod on node {}", pod.node)));
-        }
-        let proved = proved_key(&item.csr).map_err(|error| refused(Reason::BadCsr, &error))?;
-        if proved.hash == agent.own_key || self.authority.is_own_key(&proved.hash) {
-            return Err(refused(Reason::BadCsr, &"the key is an agent's or the CA's own"));
-        }
+        let (pod, proved) = self.judge(agent, current, &directory, item)?;
         let life = match item.ttl {
             0 => self.leaf_ttl,
             seconds => Duration::from_secs(seconds.into()).clamp(SHORTEST, self.leaf_ttl),
         };
-        let chain = self.authority.issue(&Subject::Pod(&pod.identity, &pod.uid), &proved.key, life);
-        let chain = chain.map_err(|error| refused(Reason::Internal, &error))?;
-        let (identity, key) = (&pod.identity, crate::token::to_hex(&proved.hash));
-        info!(target: "audit", node, pod = %pod.uid, %identity, key, life = life.as_secs(), "issued");
-        Ok(Issued { chain: chain.iter().map(|certificate| certificate.to_vec()).collect() })
+        let certificate = current.authority.issue(&Subject::Pod(&pod.identity, &pod.uid), &proved.key, life);
+        let certificate = certificate.map_err(|error| refused(Reason::Internal, error))?;
+        let (identity, key, serial) = (&pod.identity, to_hex(&proved.hash), &certificate.serial);
+        let life = (certificate.not_after - OffsetDateTime::now_utc()).whole_seconds();
+        info!(target: "audit", serial, key, %identity, pod = %pod.uid, node = agent.node, life, "issued");
+        Ok(Issued {
+            chain: ders(&certificate.chain),
+            issued_at_ms: now_ms(),
+            not_before: certificate.not_before.unix_timestamp(),
+            not_after: certificate.not_after.unix_timestamp(),
+            sequence: current.update.sequence,
+        })
     }
 
-    fn sign_all(&self, agent: &Agent, items: &[SignItem]) -> Result<SignReply, Status> {
+    /// Whether the node gets a certificate for this key of this pod.
+    fn judge<'a>(
+        &self,
+        agent: &Agent,
+        current: &Current,
+        directory: &'a Directory,
+        item: &SignItem,
+    ) -> Result<(&'a Pod, ProvedKey), Refused> {
+        if let Some(quarantine) = current.state.quarantined().get(&agent.node) {
+            return Err(refused(Reason::Quarantined, format!("the node is in quarantine: {}", quarantine.reason)));
+        }
+        let unknown = || refused(Reason::PodUnknown, "the CA's directory has no such pod");
+        let uid = item.pod_uid.parse().map_err(|_| unknown())?;
+        let pod = directory.by_uid(&uid).ok_or_else(unknown)?;
+        if pod.node != agent.node {
+            let words = format!("the CA's directory has the pod on node {}", pod.node);
+            return Err(refused(Reason::NotOnNode, words));
+        }
+        let identity = pod.identity.as_str();
+        let proved = proved_key(&item.csr, identity).map_err(|error| refused(Reason::BadCsr, error))?;
+        if let Some(entry) = current.state.denial(pod, &proved.hash) {
+            return Err(refused(Reason::Denied, format!("{} is denied: {}", entry.what, entry.reason)));
+        }
+        if proved.hash == agent.own_key || current.authority.is_own_key(&proved.hash) {
+            return Err(refused(Reason::BadCsr, "the key is an agent's or the CA's own"));
+        }
+        if !self.claims.claim(&proved.hash, identity, &agent.node) {
+            return Err(refused(Reason::KeyReused, "another identity or another node had this key: make a new one"));
+        }
+        Ok((pod, proved))
+    }
+
+    /// Items are independent: of those beyond what the node may ask for each is refused, and so is each bad one.
+    fn sign_all(&self, agent: &Agent, items: &[SignItem], granted: Granted) -> Result<SignReply, Status> {
+        let current = self.admitted(agent)?;
+        let result = |(number, item): (usize, &SignItem)| {
+            let signed = if number < granted.items { self.sign(agent, &current, item) } else { Err(too_many(granted)) };
+            signed.map_or_else(
+                |refused| {
+                    let (pod, reason) = (&item.pod_uid, refused.reason().as_str_name());
+                    warn!(target: "audit", node = agent.node, ?pod, reason, detail = refused.detail, "refused to sign");
+                    SignResult { result: Some(Outcome::Refused(refused)) }
+                },
+                |issued| SignResult { result: Some(Outcome::Issued(issued)) },
+            )
+        };
+        Ok(SignReply { results: items.iter().enumerate().map(result).collect() })
+    }
+
+    /// What is in force, if the agent is still let in.
+    fn admitted(&self, agent: &Agent) -> Result<Arc<Current>, Status> {
         // TLS has looked at the certificate once; the connection may be older than its end.
         if agent.left().is_zero() {
             return Err(Status::unauthenticated("the agent's certificate has ended: attest again"));
         }
-        let admitted = self.storage.change(|state| state.admit_by_key(&agent.node, &agent.node_key));
-        if admitted.map_err(|error| Status::internal(error.to_string()))?.is_err() {
-            return Err(Status::permission_denied("this node is not admitted any more with the key that attested"));
+        let current = self.follower.look();
+        match current.state.admit_by_key(&agent.node, &agent.node_key) {
+            Ok(()) => Ok(current),
+            Err(_) => Err(Status::permission_denied("this node is not admitted any more with the key that attested")),
         }
-        let result = |item: &SignItem| match self.sign(agent, item) {
-            Ok(issued) => SignResult { result: Some(Outcome::Issued(issued)) },
-            Err(refused) => SignResult { result: Some(Outcome::Refused(refused)) },
-        };
-        Ok(SignReply { results: items.iter().map(result).collect() })
     }
+
+    /// Tells the agent from now on what is in force.
+    fn watch(&self, agent: Agent, acks: Streaming<WatchAck>) -> Updates {
+        let stream = self.agents.connected(&agent.node);
+        let (current, closing) = (self.follower.subscribe(), self.closing.clone());
+        let (updates, told) = mpsc::channel(1);
+        tokio::spawn(Watching { agent, stream, current, closing, acks }.run(updates));
+        ReceiverStream::new(told)
+    }
+}
+
+fn refused(reason: Reason, detail: impl ToString) -> Refused {
+    Refused { reason: reason.into(), detail: detail.to_string(), retry_after_ms: 0 }
+}
+
+fn too_many(granted: Granted) -> Refused {
+    let wait = u32::try_from(granted.wait.as_millis()).unwrap_or(u32::MAX).max(1);
+    Refused { retry_after_ms: wait, ..refused(Reason::Rate, "this node asks for more certificates than its share") }
+}
+
+/// What Watch answers with.
+type Updates = ReceiverStream<Result<WatchUpdate, Status>>;
+
+fn ders(chain: &[CertificateDer<'_>]) -> Vec<Vec<u8>> {
+    chain.iter().map(|certificate| certificate.to_vec()).collect()
 }
 
 #[tonic::async_trait]
@@ -136,28 +214,37 @@ impl Ca for Arc<Service> {
 
     async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<AttestReply>, Status> {
         let (service, caller, request) = (Self::clone(self), caller(&request)?, request.into_inner());
-        blocking(move || service.as_ref().attest(&caller, &request)).await?.map(Response::new)
+        self.attesting.run(move || service.as_ref().attest(&caller, &request)).await?.map(Response::new)
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignReply>, Status> {
-        let agent = caller(&request)?.agent;
-        let agent =
-            agent.ok_or_else(|| Status::unauthenticated("this call needs the certificate that Attest gives"))?;
+        let agent = agent(&request)?;
         let items = request.into_inner().items;
         if items.len() > MOST_ITEMS {
             return Err(Status::invalid_argument(format!("a batch has at most {MOST_ITEMS} items")));
         }
-        let service = Self::clone(self);
-        blocking(move || service.as_ref().sign_all(&agent, &items)).await?.map(Response::new)
+        let (service, known) = (Self::clone(self), agent.clone());
+        // What is beyond a node's share costs nobody else a turn.
+        blocking(move || service.admitted(&known).map(drop)).await??;
+        let (service, granted) = (Self::clone(self), self.buckets.take(&agent.node, items.len(), Instant::now()));
+        let work = move || service.as_ref().sign_all(&agent, &items, granted);
+        let signed = if granted.items == 0 { blocking(work).await } else { self.signing.run(work).await };
+        signed?.map(Response::new)
     }
 
-    async fn trust(&self, _: Request<TrustRequest>) -> Result<Response<TrustReply>, Status> {
-        let bundle = Bundle {
-            trust_domain: self.authority.trust_domain().to_string(),
-            anchors: vec![self.authority.root().to_vec()],
-        };
-        Ok(Response::new(TrustReply { bundles: vec![bundle] }))
+    type WatchStream = Updates;
+
+    async fn watch(&self, request: Request<Streaming<WatchAck>>) -> Result<Response<Updates>, Status> {
+        let (agent, service) = (agent(&request)?, Self::clone(self));
+        let known = agent.clone();
+        blocking(move || service.admitted(&known).map(drop)).await??;
+        Ok(Response::new(self.as_ref().watch(agent, request.into_inner())))
     }
+}
+
+fn agent<T>(request: &Request<T>) -> Result<Agent, Status> {
+    let agent = caller(request)?.agent;
+    agent.ok_or_else(|| Status::unauthenticated("this call needs the certificate that Attest gives"))
 }
 
 fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
@@ -177,14 +264,82 @@ mod tests {
     use std::path::Path;
     use std::time::SystemTime;
 
+    use crate::storage::Storage;
+
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+
+    use crate::NodeLimit;
+    use crate::deny::{Denied, Entry};
+    use crate::state::Quarantine;
+
+    const DIRECTORY: &str = "
+revision: 1
+trust_domain: test.mantle
+pods:
+  - {uid: uid-web, name: web, namespace: shop, service_account: web-sa, node: node-a, addresses: [10.0.0.1]}
+  - {uid: uid-twin, name: twin, namespace: shop, service_account: web-sa, node: node-a, addresses: [10.0.0.2]}
+  - {uid: uid-db, name: db, namespace: shop, service_account: db-sa, node: node-a, addresses: [10.0.0.3]}
+  - {uid: uid-far, name: far, namespace: shop, service_account: web-sa, node: node-b, addresses: [10.0.0.4]}
+";
+    const ALL: Granted = Granted { items: MOST_ITEMS, wait: Duration::ZERO };
+
+    /// A service that node-a and node-b have joined.
     fn service(folder: &Path) -> Service {
         let file = folder.join("directory.yaml");
-        std::fs::write(&file, "revision: 1\ntrust_domain: test.mantle\npods: []\n").unwrap();
+        std::fs::write(&file, DIRECTORY).unwrap();
         let storage = Storage::open(&folder.join("state")).unwrap();
-        let domain = "test.mantle".parse().unwrap();
-        let authority = Arc::new(Authority::open(&storage, &domain).unwrap());
+        let domain: agent_core::identity::TrustDomain = "test.mantle".parse().unwrap();
+        let agents = Arc::new(Agents::open(&storage));
         let directory = Arc::new(DirectoryFile::open(&file, &domain).unwrap());
-        Service::new(authority, storage, directory, Duration::from_secs(60))
+        let follower = Arc::new(Follower::open(storage, domain).unwrap());
+        let limit = NodeLimit { burst: 10, per_second: 1 };
+        let service = Service {
+            follower,
+            directory,
+            agents,
+            leaf_ttl: Duration::from_secs(60),
+            buckets: Buckets::new(limit),
+            claims: Claims::default(),
+            signing: Pool::new(),
+            attesting: Pool::new(),
+            closing: watch::channel(false).1,
+        };
+        for node in ["node-a", "node-b"] {
+            let token = JoinToken::generate(node, [0; 32]);
+            let admitted = service.follower.storage().change(|state| {
+                state.add_token(&token, Duration::from_secs(60));
+                state.admit_by_token(node, &token, &[1; 32])
+            });
+            admitted.unwrap().unwrap();
+        }
+        service
+    }
+
+    fn agent(node: &str) -> Agent {
+        let until = SystemTime::now() + Duration::from_secs(60);
+        Agent { node: node.into(), node_key: [1; 32], own_key: [2; 32], until }
+    }
+
+    fn csr() -> Vec<u8> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        CertificateParams::default().serialize_request(&key).unwrap().der().to_vec()
+    }
+
+    fn item(pod: &str, csr: &[u8]) -> SignItem {
+        SignItem { pod_uid: pod.into(), csr: csr.into(), ttl: 0 }
+    }
+
+    /// For each item the reason of its refusal.
+    fn outcomes(reply: SignReply) -> Vec<Option<Reason>> {
+        let outcome = |result: SignResult| match result.result.unwrap() {
+            Outcome::Issued(_) => None,
+            Outcome::Refused(refused) => Some(refused.reason()),
+        };
+        reply.results.into_iter().map(outcome).collect()
+    }
+
+    fn sign(service: &Service, node: &str, items: &[SignItem]) -> Vec<Option<Reason>> {
+        outcomes(service.sign_all(&agent(node), items, ALL).unwrap())
     }
 
     #[test]
@@ -208,16 +363,96 @@ mod tests {
     fn an_agents_certificate_is_good_to_its_end_and_no_longer() {
         let folder = tempfile::tempdir().unwrap();
         let service = service(folder.path());
-        let token = JoinToken::generate("node-a", [0; 32]);
-        let admitted = service.storage.change(|state| {
-            state.add_token(&token, Duration::from_secs(60));
-            state.admit_by_token("node-a", &token, &[1; 32])
-        });
-        admitted.unwrap().unwrap();
-        let now = SystemTime::now();
-        let agent = |until| Agent { node: "node-a".into(), node_key: [1; 32], own_key: [2; 32], until };
-        let sign = |until| service.sign_all(&agent(until), &[]).map_err(|status| status.code());
-        assert!(sign(now + Duration::from_secs(60)).is_ok());
-        assert_eq!(sign(now - Duration::from_secs(1)).unwrap_err(), tonic::Code::Unauthenticated);
+        let sign = |agent: &Agent| service.sign_all(agent, &[], ALL).map_err(|status| status.code());
+        assert!(sign(&agent("node-a")).is_ok());
+        let ended = Agent { until: SystemTime::now() - Duration::from_secs(1), ..agent("node-a") };
+        assert_eq!(sign(&ended).unwrap_err(), tonic::Code::Unauthenticated);
+    }
+
+    #[test]
+    fn a_bad_item_does_not_spoil_its_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let items = [item("uid-web", &csr()), item("uid-web", b"?"), item("uid-gone", &csr()), item("uid-db", &csr())];
+        let expect = vec![None, Some(Reason::BadCsr), Some(Reason::PodUnknown), None];
+        assert_eq!(sign(&service, "node-a", &items), expect);
+    }
+
+    #[test]
+    fn a_key_is_one_identitys_on_one_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let (service, csr) = (service(folder.path()), csr());
+        assert_eq!(sign(&service, "node-a", &[item("uid-web", &csr)]), [None]);
+        assert_eq!(sign(&service, "node-a", &[item("uid-web", &csr)]), [None], "the answer may have been lost");
+        assert_eq!(sign(&service, "node-a", &[item("uid-db", &csr)]), [Some(Reason::KeyReused)]);
+        assert_eq!(sign(&service, "node-b", &[item("uid-far", &csr)]), [Some(Reason::KeyReused)]);
+    }
+
+    #[test]
+    fn what_is_denied_gets_no_certificate_and_its_siblings_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let items = || ["uid-web", "uid-twin", "uid-db"].map(|pod| item(pod, &csr()));
+        let denied = Some(Reason::Denied);
+        let cases = [
+            (Denied::Pod("uid-web".into()), [denied, None, None]),
+            (Denied::Identity("spiffe://test.mantle/ns/shop/sa/web-sa".into()), [denied, denied, None]),
+            (Denied::Node("node-a".into()), [denied; 3]),
+            (Denied::TrustDomain("test.mantle".into()), [denied; 3]),
+            (Denied::Node("node-b".into()), [None; 3]),
+        ];
+        for (what, expect) in cases {
+            let entry = Entry { what: what.clone(), reason: "test".into(), since: 0, by: "test".into() };
+            service.follower.storage().change(|state| state.deny(entry)).unwrap().unwrap();
+            assert_eq!(sign(&service, "node-a", &items()), expect, "{what}");
+            service.follower.storage().change(|state| state.allow(&what)).unwrap();
+        }
+        assert_eq!(sign(&service, "node-a", &items()), [None; 3]);
+    }
+
+    #[test]
+    fn a_node_in_quarantine_gets_nothing_and_an_evicted_one_is_not_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let change = |change: &dyn Fn(&mut crate::state::State) -> bool| {
+            assert!(service.follower.storage().change(change).unwrap());
+        };
+        let why = Quarantine { reason: "odd".into(), since: 0, by: "test".into() };
+        change(&|state| state.quarantine("node-a", why.clone()));
+        assert_eq!(sign(&service, "node-a", &[item("uid-web", &csr())]), [Some(Reason::Quarantined)]);
+        assert_eq!(sign(&service, "node-b", &[item("uid-far", &csr())]), [None]);
+        change(&|state| state.release("node-a"));
+        assert_eq!(sign(&service, "node-a", &[item("uid-web", &csr())]), [None]);
+        change(&|state| state.evict("node-a"));
+        let evicted = service.sign_all(&agent("node-a"), &[], ALL).unwrap_err();
+        assert_eq!(evicted.code(), tonic::Code::PermissionDenied);
+        assert!(service.sign_all(&agent("node-b"), &[], ALL).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_one_node_leaves_the_others_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = Arc::new(service(folder.path()));
+        let [ours, theirs] = [(); 2].map(|()| (0..10).map(|_| csr()).collect::<Vec<_>>());
+        let call = |node: &str, pod: &str, csrs: &[Vec<u8>]| {
+            let mut request = Request::new(SignRequest { items: csrs.iter().map(|csr| item(pod, csr)).collect() });
+            let mut caller = Caller::default();
+            caller.agent = Some(agent(node));
+            request.extensions_mut().insert(caller);
+            request
+        };
+        let mut refusals = Vec::new();
+        for _ in 0..10 {
+            let reply = service.sign(call("node-a", "uid-web", &ours)).await.unwrap().into_inner();
+            refusals.extend(reply.results.into_iter().filter_map(|result| match result.result.unwrap() {
+                Outcome::Issued(_) => None,
+                Outcome::Refused(refused) => Some(refused),
+            }));
+        }
+        assert!(refusals.len() > 50, "ten, and one a second: {}", refusals.len());
+        assert!(refusals.iter().all(|refused| refused.reason() == Reason::Rate));
+        assert!(refusals.iter().all(|refused| (1..=1000).contains(&refused.retry_after_ms)));
+        let reply = service.sign(call("node-b", "uid-far", &theirs)).await.unwrap().into_inner();
+        assert_eq!(outcomes(reply), vec![None; 10]);
     }
 }

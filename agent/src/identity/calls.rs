@@ -4,13 +4,13 @@ use std::fmt;
 use std::time::Duration;
 
 use ca::wire::ca_client::CaClient;
-use ca::wire::{SignItem, SignRequest, SignResult, TrustRequest, sign_result};
+use ca::wire::{SignItem, SignRequest, SignResult, sign_result};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::client::{Anchors, Client};
+use super::client::{Anchors, Client, first_update};
 
 /// Who waits for the connection; more wait for a place here.
 const QUEUE: usize = 16;
@@ -20,8 +20,8 @@ const QUEUE: usize = 16;
 pub(super) enum Answer {
     /// The chain, leaf first.
     Issued(Vec<CertificateDer<'static>>),
-    /// Not now, for this reason: its directory may be behind ours.
-    Refused(String),
+    /// Not now, for this reason: its directory may be behind ours. It may say when to ask again.
+    Refused(String, Option<Duration>),
     /// Not this pod, for this reason.
     Denied(String),
 }
@@ -112,16 +112,16 @@ impl Calls {
         if !busy {
             let _ = self.asks.send(Ask::Lost(connection.epoch)).await;
         }
-        let seconds = status.metadata().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-        let retry_after = seconds.map(Duration::from_secs).or(busy.then_some(Duration::ZERO));
+        let millis = status.metadata().get("retry-after-ms").and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = millis.map(Duration::from_millis).or(busy.then_some(Duration::ZERO));
         CallError { words: format!("the CA: {}", status.message()), retry_after }
     }
 
     /// Whom to believe. A bundle for a name that is no trust domain spoils the answer.
     pub(super) async fn trust(&self) -> Result<Anchors, CallError> {
-        let mut connection = self.connection().await?;
-        let answer = match connection.client.trust(TrustRequest {}).await {
-            Ok(answer) => answer.into_inner(),
+        let connection = self.connection().await?;
+        let answer = match first_update(connection.client.clone()).await {
+            Ok(answer) => answer,
             Err(status) => return Err(self.failed(&connection, &status).await),
         };
         let bundles = answer.bundles.into_iter().map(|bundle| {
@@ -150,16 +150,21 @@ impl Signer for Calls {
 }
 
 fn answer_of(result: SignResult) -> Answer {
-    use ca::wire::Reason::{BadCsr, Internal, NotOnNode, PodUnknown, Unspecified};
+    use ca::wire::Reason::{
+        BadCsr, Denied, Internal, KeyReused, NotOnNode, PodUnknown, Quarantined, Rate, Unspecified,
+    };
     match result.result {
         Some(sign_result::Result::Issued(issued)) => {
             Answer::Issued(issued.chain.into_iter().map(CertificateDer::from).collect())
         }
         Some(sign_result::Result::Refused(refused)) => match refused.reason() {
-            NotOnNode => Answer::Denied(refused.detail),
-            PodUnknown | BadCsr | Internal | Unspecified => Answer::Refused(refused.detail),
+            NotOnNode | Quarantined | Denied => Answer::Denied(refused.detail),
+            PodUnknown | BadCsr | KeyReused | Rate | Internal | Unspecified => {
+                let millis = Some(refused.retry_after_ms).filter(|millis| *millis > 0);
+                Answer::Refused(refused.detail, millis.map(|millis| Duration::from_millis(millis.into())))
+            }
         },
-        None => Answer::Refused("the CA's answer is empty".into()),
+        None => Answer::Refused("the CA's answer is empty".into(), None),
     }
 }
 
@@ -207,7 +212,7 @@ mod tests {
         let old = calls.connection().await.unwrap();
         let mut busy = Status::resource_exhausted("later");
         assert_eq!(calls.failed(&old, &busy).await.retry_after, Some(Duration::ZERO));
-        busy.metadata_mut().insert("retry-after", "20".parse().unwrap());
+        busy.metadata_mut().insert("retry-after-ms", "20000".parse().unwrap());
         assert_eq!(calls.failed(&old, &busy).await.retry_after, Some(Duration::from_secs(20)));
         assert_eq!(epoch(&calls).await, old.epoch);
         // All that failed on it tell so, one after the other.
@@ -221,11 +226,11 @@ mod tests {
     fn a_pod_that_the_ca_does_not_know_yet_is_not_denied() {
         use ca::wire::{Reason, Refused};
         let answer = |reason: Reason| {
-            let refused = Refused { reason: reason.into(), detail: "why".into() };
+            let refused = Refused { reason: reason.into(), detail: "why".into(), retry_after_ms: 0 };
             answer_of(SignResult { result: Some(sign_result::Result::Refused(refused)) })
         };
-        assert!(matches!(answer(Reason::PodUnknown), Answer::Refused(_)));
+        assert!(matches!(answer(Reason::PodUnknown), Answer::Refused(..)));
         assert!(matches!(answer(Reason::NotOnNode), Answer::Denied(_)));
-        assert!(matches!(answer_of(SignResult { result: None }), Answer::Refused(_)));
+        assert!(matches!(answer_of(SignResult { result: None }), Answer::Refused(..)));
     }
 }

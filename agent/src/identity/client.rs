@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use agent_core::identity::TrustDomain;
 use ca::wire::ca_client::CaClient;
-use ca::wire::{AttestRequest, ChallengeRequest, attest_message};
+use ca::wire::{AttestRequest, ChallengeRequest, WatchAck, WatchUpdate, attest_message};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -21,6 +23,9 @@ const SESSION: Duration = Duration::from_secs(30 * 60);
 
 /// When that fails, it is tried again after this long; the certificate is good meanwhile.
 const AGAIN: Duration = Duration::from_secs(60);
+
+/// The CA has this long to tell what is in force.
+const WATCH: Duration = Duration::from_secs(10);
 
 /// Anchors of each trust domain, as the CA gives them.
 pub(super) type Anchors = HashMap<TrustDomain, Vec<CertificateDer<'static>>>;
@@ -142,6 +147,24 @@ impl Client {
     }
 }
 
+/// Watches until there is an update, and says that it is in force.
+pub(super) async fn first_update(client: CaClient<Channel>) -> Result<WatchUpdate, tonic::Status> {
+    let asked = tokio::time::timeout(WATCH, watch_once(client)).await;
+    asked.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("it tells nothing")))
+}
+
+async fn watch_once(mut client: CaClient<Channel>) -> Result<WatchUpdate, tonic::Status> {
+    let (acks, sent) = mpsc::channel(2);
+    // There is room for both.
+    drop(acks.try_send(WatchAck::default()));
+    let mut updates = client.watch(ReceiverStream::new(sent)).await?.into_inner();
+    let update = updates.message().await?.ok_or_else(|| tonic::Status::unavailable("it tells nothing"))?;
+    drop(acks.try_send(WatchAck { sequence: update.sequence, ..WatchAck::default() }));
+    drop(acks);
+    while updates.message().await?.is_some() {}
+    Ok(update)
+}
+
 /// Makes a P-256 key and a request that says nothing but that.
 pub(super) fn key_request() -> Result<KeyRequest, String> {
     let mut pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
@@ -157,8 +180,6 @@ pub(super) fn key_request() -> Result<KeyRequest, String> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-    use ca::wire::TrustRequest;
-
     use super::*;
     use crate::identity::tests::TestCa;
 
@@ -173,7 +194,7 @@ mod tests {
 
     /// Makes a call, as all who use the client do.
     async fn ask(client: &mut Client) -> Result<(), String> {
-        let asked = client.session().await?.trust(TrustRequest {}).await;
+        let asked = first_update(client.session().await?).await;
         asked.map(drop).map_err(|status| {
             client.failed();
             status.message().to_owned()

@@ -235,10 +235,10 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
                     self.failed(uid, error, None);
                 }
             }
-            Answer::Refused(reason) => {
+            Answer::Refused(reason, retry_after) => {
                 warn!(pod = %uid, reason, "the CA gives no certificate");
                 self.refused(uid, &reason);
-                self.failed(uid, reason, None);
+                self.failed(uid, reason, retry_after);
             }
             Answer::Denied(reason) => {
                 warn!(pod = %uid, reason, "the CA denies a certificate");

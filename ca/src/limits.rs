@@ -1,0 +1,150 @@
+//! How much one node may ask for, and how much is worked on at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tonic::Status;
+
+/// Work waits no longer than this for its turn.
+const QUEUE: Duration = Duration::from_secs(2);
+/// Whoever was sent away may ask again after this.
+const AGAIN: Duration = Duration::from_millis(1000);
+/// Full buckets of nodes that ask no more are forgotten when there are more than this.
+const MOST_BUCKETS: usize = 4096;
+
+/// How many certificates a node may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeLimit {
+    /// At once.
+    pub burst: u32,
+    /// In each second from then on.
+    pub per_second: u32,
+}
+
+/// A token bucket for each node.
+pub(crate) struct Buckets {
+    limit: NodeLimit,
+    known: Mutex<HashMap<String, Bucket>>,
+}
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+/// What a node gets of what it asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Granted {
+    /// So many of the first items.
+    pub(crate) items: usize,
+    /// After this there is one more.
+    pub(crate) wait: Duration,
+}
+
+impl Buckets {
+    pub(crate) fn new(limit: NodeLimit) -> Self {
+        Self { limit, known: Mutex::default() }
+    }
+
+    /// Takes as many as there are, up to `wanted`.
+    pub(crate) fn take(&self, node: &str, wanted: usize, now: Instant) -> Granted {
+        let (burst, rate) = (f64::from(self.limit.burst), f64::from(self.limit.per_second));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() > MOST_BUCKETS {
+            known.retain(|_, bucket| bucket.filled(burst, rate, now) < burst);
+        }
+        let bucket = known.entry(node.to_owned()).or_insert(Bucket { tokens: burst, at: now });
+        let filled = bucket.filled(burst, rate, now);
+        // As many whole tokens as there are.
+        let items = (0..wanted)
+            .take_while(|taken| f64::from(u32::try_from(*taken).unwrap_or(u32::MAX)) + 1.0 <= filled)
+            .count();
+        let left = filled - f64::from(u32::try_from(items).unwrap_or(u32::MAX));
+        *bucket = Bucket { tokens: left, at: now };
+        Granted { items, wait: Duration::from_secs_f64((1.0 - left).max(0.0) / rate) }
+    }
+}
+
+impl Bucket {
+    fn filled(&self, burst: f64, rate: f64, now: Instant) -> f64 {
+        (self.tokens + now.saturating_duration_since(self.at).as_secs_f64() * rate).min(burst)
+    }
+}
+
+/// As many at work at once as there are cores; the others wait their turn, and not for long.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    turns: Arc<Semaphore>,
+}
+
+impl Pool {
+    pub(crate) fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { turns: Arc::new(Semaphore::new(cores)) }
+    }
+
+    /// Does it on a thread that carries no connections.
+    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+        let turn = timeout(QUEUE, Arc::clone(&self.turns).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Err(busy()) };
+        let work = move || {
+            // The turn lasts as long as the work does, also when nobody waits for its result any more.
+            let _turn = turn;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| Status::internal("the work was given up"))
+    }
+}
+
+/// Sends somebody away, for as long as they are told.
+fn busy() -> Status {
+    let mut status = Status::resource_exhausted("the CA has more to do than it can: ask again later");
+    status.metadata_mut().insert("retry-after-ms", u64::try_from(AGAIN.as_millis()).unwrap_or(1000).into());
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    const LIMIT: NodeLimit = NodeLimit { burst: 10, per_second: 5 };
+
+    #[test]
+    fn a_node_gets_its_burst_and_then_its_rate_and_others_get_theirs() {
+        let (buckets, start) = (Buckets::new(LIMIT), Instant::now());
+        assert_eq!(buckets.take("a", 4, start).items, 4);
+        let granted = buckets.take("a", 100, start);
+        assert_eq!((granted.items, granted.wait), (6, Duration::from_millis(200)));
+        assert_eq!(buckets.take("a", 1, start + Duration::from_millis(199)).items, 0);
+        assert_eq!(buckets.take("a", 9, start + Duration::from_millis(401)).items, 2);
+        assert_eq!(buckets.take("b", 100, start).items, 10, "it is not the other's fault");
+        assert_eq!(buckets.take("a", 100, start + Duration::from_secs(3600)).items, 10, "never more than the burst");
+    }
+
+    #[test]
+    fn who_asks_no_more_is_forgotten() {
+        let (buckets, start) = (Buckets::new(LIMIT), Instant::now());
+        for node in 0..=MOST_BUCKETS {
+            buckets.take(&node.to_string(), 1, start);
+        }
+        buckets.take("newest", 1, start + Duration::from_secs(3600));
+        assert_eq!(buckets.known.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_has_no_turn_is_sent_away_and_told_when_to_come_back() {
+        let pool = Pool { turns: Arc::new(Semaphore::new(1)) };
+        let turn = Arc::clone(&pool.turns).acquire_owned().await.unwrap();
+        let status = pool.run(|| ()).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert_eq!(status.metadata().get("retry-after-ms").unwrap(), "1000");
+        drop(turn);
+        assert_eq!(pool.run(|| 7).await.unwrap(), 7);
+    }
+}

@@ -1,0 +1,450 @@
+//! Root rotation: trust before issue, renew before distrust. What follows what is decided here, from what the agents
+//! acknowledged; files and clocks are others'.
+//!
+//! `start` → *publishing*: both roots are believed, the old one issues. When every agent has acknowledged that → *issuing*: the
+//! new one issues, and whatever the old one proves is to be renewed. When nothing is left → `finish`: the old one is believed no
+//! more. `abort` before that: the old one issues again → *withdrawing*, until nothing is left that the new one proves.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::agents::{InUse, Nodes, Record};
+use crate::state::State;
+use crate::token::{KeyHash, to_hex};
+
+/// Where a rotation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Both roots are believed; the old one issues.
+    Publishing,
+    /// The new one issues; what the old one proves is renewed.
+    Issuing,
+    /// The old one issues again; what the new one proves is renewed.
+    Withdrawing,
+}
+
+/// A rotation that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Rotation {
+    pub(crate) phase: Phase,
+    /// The new root's number.
+    pub(crate) next: u32,
+    /// SHA-256 of the old root's key, in hex.
+    pub(crate) old_anchor: String,
+    /// SHA-256 of the new root's key, in hex.
+    pub(crate) new_anchor: String,
+    /// Identities draw the moment of their renewal within so many seconds.
+    pub(crate) window: u32,
+    /// Whoever does not watch is not waited for.
+    pub(crate) forced: bool,
+}
+
+/// Which roots there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Roots {
+    /// The number of the one by which nodes know the CA.
+    pub(crate) current: u32,
+    /// The largest number that was used: none is used again.
+    pub(crate) newest: u32,
+    /// How many orders there were.
+    orders: u64,
+    rotation: Option<Rotation>,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { current: 1, newest: 1, orders: 0, rotation: None }
+    }
+}
+
+impl Roots {
+    /// The number of the root that is to take the other one's place.
+    pub(crate) fn next(&self) -> Option<u32> {
+        self.rotation.as_ref().map(|rotation| rotation.next)
+    }
+
+    /// Whether that one issues.
+    pub(crate) fn next_issues(&self) -> bool {
+        self.rotation.as_ref().is_some_and(Rotation::next_issues)
+    }
+
+    pub(crate) fn rotation(&self) -> Option<&Rotation> {
+        self.rotation.as_ref()
+    }
+
+    /// Both roots are believed from now on.
+    pub(crate) fn begin(&mut self, rotation: Rotation) {
+        self.newest = self.newest.max(rotation.next);
+        self.rotation = Some(rotation);
+    }
+
+    /// The other one of them issues, and what the first one proves is to be renewed: the order that says so.
+    pub(crate) fn turn(&mut self, phase: Phase) -> Option<Order> {
+        let rotation = self.rotation.as_mut()?;
+        rotation.phase = phase;
+        let anchor = rotation.leaving()?.to_owned();
+        self.orders += 1;
+        Some(Order { generation: self.orders, window: rotation.window, anchor })
+    }
+
+    /// Only one is left: the new one if it is finished. The number of the one that goes.
+    pub(crate) fn end(&mut self, finished: bool) -> Option<u32> {
+        let rotation = self.rotation.take()?;
+        if !finished {
+            return Some(rotation.next);
+        }
+        Some(std::mem::replace(&mut self.current, rotation.next))
+    }
+}
+
+/// That whoever's certificate leads to an anchor is to renew it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Order {
+    pub(crate) generation: u64,
+    pub(crate) window: u32,
+    /// SHA-256 of its key, in hex.
+    pub(crate) anchor: String,
+}
+
+/// What the agents said, of those that count.
+pub(crate) struct View<'a> {
+    state: &'a State,
+    said: &'a Nodes,
+    /// In seconds since 1970.
+    now: u64,
+}
+
+/// Whoever does not watch has been gone for so many seconds: agents connect again when a CA has started anew.
+const GONE: u64 = 60;
+
+/// More names than this are only counted.
+const MOST_NAMED: usize = 20;
+
+/// Why a step is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum NotYet {
+    #[error("a rotation is under way: see `mantle ca rotate status`, and end it with `finish` or `abort`")]
+    UnderWay,
+    #[error("no rotation is under way: begin one with `mantle ca rotate start`")]
+    None,
+    #[error(
+        "not every agent has acknowledged what is in force; missing: {}. See that they run, `mantle ca node evict` those that are \
+         gone for good, or do without them by --force",
+        listed(.0)
+    )]
+    Unacknowledged(Vec<String>),
+    #[error("the new root does not issue yet: see `mantle ca rotate status` for whom it waits")]
+    NotIssuing,
+    #[error("the rotation is being aborted: it ends by itself, or at once by `mantle ca rotate abort --force`")]
+    Withdrawing,
+    #[error(
+        "the old root is still in use: {}. Wait until it is renewed (`mantle ca rotate status`), `mantle ca node evict` nodes that \
+         are gone for good, or end these connections by --force",
+        listed(.0)
+    )]
+    InUse(Vec<String>),
+}
+
+/// What an abort does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Abort {
+    /// Nothing can be proved by the new root: it is withdrawn at once.
+    Now,
+    /// It is withdrawn when nothing is left.
+    WhenUnused,
+}
+
+/// What goes on by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Advance {
+    /// All believe the new root: it issues.
+    Issue,
+    /// Nothing is left of the new root: it is withdrawn.
+    Withdraw,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn new(state: &'a State, said: &'a Nodes, now: u64) -> Self {
+        Self { state, said, now }
+    }
+
+    /// Nodes that have not what is in force now; with `only_watching` of those that watch.
+    pub(crate) fn behind(&self, only_watching: bool) -> Vec<String> {
+        let is_behind = |node: &&str| {
+            let said = self.said.get(*node);
+            let watches = |said: &Record| said.connected_since.is_some() || said.last_seen + GONE > self.now;
+            let counts = !only_watching || said.is_some_and(watches);
+            counts && !said.is_some_and(|said| said.sequence >= self.state.sequence() && said.rejected.is_empty())
+        };
+        self.state.nodes().filter(is_behind).map(str::to_owned).collect()
+    }
+
+    /// What each node has of an anchor's, if anything.
+    pub(crate) fn users(&self, anchor: &str) -> Vec<(String, InUse)> {
+        let used = |node: &str| {
+            let used = *self.said.get(node)?.anchors.get(anchor)?;
+            (used.certificates > 0 || used.tunnels > 0).then(|| (node.to_owned(), used))
+        };
+        self.state.nodes().filter_map(used).collect()
+    }
+}
+
+/// Begins one, if all are where they should be.
+///
+/// # Errors
+/// [`NotYet`].
+pub(crate) fn may_start(view: &View<'_>, force: bool) -> Result<(), NotYet> {
+    if view.state.roots().rotation().is_some() {
+        return Err(NotYet::UnderWay);
+    }
+    let behind = if force { Vec::new() } else { view.behind(false) };
+    if behind.is_empty() { Ok(()) } else { Err(NotYet::Unacknowledged(behind)) }
+}
+
+impl Rotation {
+    pub(crate) fn new(next: u32, (old, new): (&KeyHash, &KeyHash), window: u32, forced: bool) -> Self {
+        let (old_anchor, new_anchor) = (to_hex(old), to_hex(new));
+        Self { phase: Phase::Publishing, next, old_anchor, new_anchor, window, forced }
+    }
+
+    /// Whether the new root issues.
+    pub(crate) fn next_issues(&self) -> bool {
+        self.phase == Phase::Issuing
+    }
+
+    /// The anchor whose certificates are to be renewed now.
+    pub(crate) fn leaving(&self) -> Option<&str> {
+        match self.phase {
+            Phase::Publishing => None,
+            Phase::Issuing => Some(&self.old_anchor),
+            Phase::Withdrawing => Some(&self.new_anchor),
+        }
+    }
+
+    /// What goes on by itself.
+    pub(crate) fn advance(&self, view: &View<'_>) -> Option<Advance> {
+        if !view.behind(self.forced).is_empty() {
+            return None;
+        }
+        match self.phase {
+            Phase::Publishing => Some(Advance::Issue),
+            Phase::Issuing => None,
+            Phase::Withdrawing => view.users(&self.new_anchor).is_empty().then_some(Advance::Withdraw),
+        }
+    }
+
+    /// Whether the old root may go.
+    ///
+    /// # Errors
+    /// [`NotYet`].
+    pub(crate) fn may_finish(&self, view: &View<'_>, force: bool) -> Result<(), NotYet> {
+        match self.phase {
+            // Nobody would believe what is issued: not even by force.
+            Phase::Publishing => return Err(NotYet::NotIssuing),
+            Phase::Withdrawing => return Err(NotYet::Withdrawing),
+            Phase::Issuing if force => return Ok(()),
+            Phase::Issuing => {}
+        }
+        let behind = view.behind(false);
+        if !behind.is_empty() {
+            return Err(NotYet::Unacknowledged(behind));
+        }
+        let users = view.users(&self.old_anchor);
+        if users.is_empty() { Ok(()) } else { Err(NotYet::InUse(users.iter().map(told).collect())) }
+    }
+
+    /// What an abort does now.
+    pub(crate) fn abort(&self, force: bool) -> Abort {
+        match self.phase {
+            Phase::Publishing => Abort::Now,
+            Phase::Issuing | Phase::Withdrawing if force => Abort::Now,
+            Phase::Issuing | Phase::Withdrawing => Abort::WhenUnused,
+        }
+    }
+}
+
+/// On one line.
+pub(crate) fn listed(texts: &[String]) -> String {
+    match texts {
+        [] => "none".to_owned(),
+        [first @ .., _] if first.len() >= MOST_NAMED => {
+            let named = texts.get(..MOST_NAMED).unwrap_or_default();
+            format!("{} and {} more", named.join(", "), texts.len() - MOST_NAMED)
+        }
+        _ => texts.join(", "),
+    }
+}
+
+/// A node and what it has, in words.
+pub(crate) fn told((node, used): &(String, InUse)) -> String {
+    format!("{node} ({} certificates, {} tunnels)", used.certificates, used.tunnels)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use std::time::Duration;
+
+    use crate::token::JoinToken;
+
+    const NOW: u64 = 1000;
+    const OLD: KeyHash = [1; 32];
+    const NEW: KeyHash = [2; 32];
+
+    /// Two nodes, and a sequence that is not 0.
+    fn state() -> State {
+        let mut state = State::default();
+        for node in ["node-a", "node-b"] {
+            let token = JoinToken::generate(node, OLD);
+            state.add_token(&token, Duration::from_secs(60));
+            state.admit_by_token(node, &token, &[7; 32]).unwrap();
+        }
+        let told = state.published().clone();
+        state.note_bundle("test.mantle", &OLD);
+        state.count(&told);
+        state
+    }
+
+    /// Both nodes watch, and have what is in force.
+    fn all(state: &State) -> Nodes {
+        let mut said = Nodes::new();
+        for node in ["node-a", "node-b"] {
+            let record = said.entry(node.to_owned()).or_default();
+            (record.sequence, record.connected_since) = (state.sequence(), Some(1));
+        }
+        said
+    }
+
+    fn uses(said: &mut Nodes, node: &str, anchor: KeyHash, tunnels: u32) {
+        let used = InUse { certificates: 0, tunnels };
+        said.get_mut(node).unwrap().anchors.insert(to_hex(&anchor), used);
+    }
+
+    fn rotation(phase: Phase, forced: bool) -> Rotation {
+        Rotation { phase, ..Rotation::new(2, (&OLD, &NEW), 60, forced) }
+    }
+
+    fn behind(result: Result<(), NotYet>) -> Vec<String> {
+        let Err(NotYet::Unacknowledged(nodes)) = result else { return Vec::new() };
+        nodes
+    }
+
+    #[test]
+    fn it_starts_when_all_have_what_is_in_force() {
+        let state = state();
+        let mut said = all(&state);
+        assert_eq!(may_start(&View::new(&state, &said, NOW), false), Ok(()));
+        said.get_mut("node-b").unwrap().rejected = "no".into();
+        assert_eq!(behind(may_start(&View::new(&state, &said, NOW), false)), ["node-b"]);
+        said.remove("node-b");
+        assert_eq!(behind(may_start(&View::new(&state, &said, NOW), false)), ["node-b"], "it never watched");
+        said.get_mut("node-a").unwrap().sequence -= 1;
+        assert_eq!(behind(may_start(&View::new(&state, &said, NOW), false)), ["node-a", "node-b"]);
+        assert_eq!(may_start(&View::new(&state, &said, NOW), true), Ok(()));
+    }
+
+    #[test]
+    fn one_is_under_way_at_a_time() {
+        let mut state = state();
+        state.begin_rotation(rotation(Phase::Publishing, false));
+        let said = all(&state);
+        assert_eq!(may_start(&View::new(&state, &said, NOW), true), Err(NotYet::UnderWay));
+    }
+
+    #[test]
+    fn the_new_root_issues_when_all_believe_it_and_not_before() {
+        let state = state();
+        let mut said = all(&state);
+        let publishing = rotation(Phase::Publishing, false);
+        assert_eq!(publishing.advance(&View::new(&state, &said, NOW)), Some(Advance::Issue));
+        said.get_mut("node-b").unwrap().sequence = 0;
+        assert_eq!(publishing.advance(&View::new(&state, &said, NOW)), None, "one laggard");
+        let forced = rotation(Phase::Publishing, true);
+        assert_eq!(forced.advance(&View::new(&state, &said, NOW)), None, "it watches, and has something else");
+        said.get_mut("node-b").unwrap().connected_since = None;
+        said.get_mut("node-b").unwrap().last_seen = NOW - GONE + 1;
+        assert_eq!(forced.advance(&View::new(&state, &said, NOW)), None, "it may come back to a CA that was restarted");
+        said.get_mut("node-b").unwrap().last_seen = NOW - GONE;
+        assert_eq!(publishing.advance(&View::new(&state, &said, NOW)), None);
+        assert_eq!(forced.advance(&View::new(&state, &said, NOW)), Some(Advance::Issue));
+        assert!(!publishing.next_issues() && publishing.leaving().is_none());
+    }
+
+    #[test]
+    fn it_is_finished_when_nothing_is_left_of_the_old_root() {
+        let state = state();
+        let mut said = all(&state);
+        let issuing = rotation(Phase::Issuing, false);
+        assert!(issuing.next_issues() && issuing.leaving() == Some(to_hex(&OLD).as_str()));
+        uses(&mut said, "node-b", OLD, 3);
+        let refused = issuing.may_finish(&View::new(&state, &said, NOW), false).unwrap_err().to_string();
+        assert!(refused.contains("node-b (0 certificates, 3 tunnels)"), "{refused}");
+        assert_eq!(issuing.may_finish(&View::new(&state, &said, NOW), true), Ok(()));
+        uses(&mut said, "node-b", OLD, 0);
+        uses(&mut said, "node-b", NEW, 3);
+        assert_eq!(issuing.may_finish(&View::new(&state, &said, NOW), false), Ok(()));
+        said.get_mut("node-a").unwrap().sequence = 0;
+        assert_eq!(behind(issuing.may_finish(&View::new(&state, &said, NOW), false)), ["node-a"]);
+        assert_eq!(issuing.advance(&View::new(&state, &said, NOW)), None, "only an operator ends it");
+    }
+
+    #[test]
+    fn it_cannot_be_finished_before_the_new_root_issues_or_while_it_is_aborted() {
+        let state = state();
+        let said = all(&state);
+        let finish = |phase, force| rotation(phase, false).may_finish(&View::new(&state, &said, NOW), force);
+        for force in [false, true] {
+            assert_eq!(finish(Phase::Publishing, force), Err(NotYet::NotIssuing));
+            assert_eq!(finish(Phase::Withdrawing, force), Err(NotYet::Withdrawing));
+        }
+    }
+
+    #[test]
+    fn it_can_be_aborted_at_every_step() {
+        assert_eq!(rotation(Phase::Publishing, false).abort(false), Abort::Now, "the new root has proved nothing");
+        for phase in [Phase::Issuing, Phase::Withdrawing] {
+            assert_eq!(rotation(phase, false).abort(false), Abort::WhenUnused);
+            assert_eq!(rotation(phase, false).abort(true), Abort::Now);
+        }
+    }
+
+    #[test]
+    fn an_aborted_one_is_withdrawn_when_nothing_is_left_of_the_new_root() {
+        let state = state();
+        let mut said = all(&state);
+        let withdrawing = rotation(Phase::Withdrawing, false);
+        assert!(!withdrawing.next_issues() && withdrawing.leaving() == Some(to_hex(&NEW).as_str()));
+        uses(&mut said, "node-a", NEW, 1);
+        assert_eq!(withdrawing.advance(&View::new(&state, &said, NOW)), None);
+        uses(&mut said, "node-a", NEW, 0);
+        uses(&mut said, "node-b", OLD, 5);
+        assert_eq!(withdrawing.advance(&View::new(&state, &said, NOW)), Some(Advance::Withdraw));
+        said.get_mut("node-b").unwrap().sequence = 0;
+        assert_eq!(withdrawing.advance(&View::new(&state, &said, NOW)), None, "it may still get certificates renewed");
+    }
+
+    #[test]
+    fn an_evicted_node_holds_nothing_up() {
+        let mut state = state();
+        let mut said = all(&state);
+        uses(&mut said, "node-b", OLD, 1);
+        said.get_mut("node-b").unwrap().sequence = 0;
+        state.evict("node-b");
+        let view = View::new(&state, &said, NOW);
+        assert_eq!(rotation(Phase::Issuing, false).may_finish(&view, false), Ok(()));
+    }
+
+    #[test]
+    fn many_names_are_counted() {
+        let names = |count: usize| (0..count).map(|name| name.to_string()).collect::<Vec<_>>();
+        assert_eq!((listed(&names(0)).as_str(), listed(&names(2)).as_str()), ("none", "0, 1"));
+        assert!(listed(&names(20)).ends_with("18, 19"));
+        assert!(listed(&names(23)).ends_with("18, 19 and 3 more"));
+    }
+}
