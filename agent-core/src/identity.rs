@@ -41,6 +41,19 @@ pub struct SpiffeId {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(Arc<str>);
 
+/// SHA-256 of a public key's SubjectPublicKeyInfo (RFC 5280 §4.1), DER.
+pub type KeyHash = [u8; 32];
+
+/// Shows bytes as lower-case hex.
+#[derive(Clone, Copy)]
+pub struct Hex<'a>(pub &'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 impl TrustDomain {
     /// The trust domain's name.
     pub fn as_str(&self) -> &str {

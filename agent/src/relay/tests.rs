@@ -103,7 +103,7 @@ async fn a_tunnel_that_dies_with_our_last_frames_ends_the_connection() {
     far.machine.open(&open(), &mut far.out).unwrap();
     far.machine.finish(&mut far.out).unwrap();
     far.send_frames().unwrap();
-    let request = near.next_open(&crate::drain::channel().1).await.unwrap();
+    let request = near.next_open(&crate::drain::channel().1, std::future::pending()).await.unwrap();
     assert!(request.early.finished);
     near.answer_opened().unwrap();
     near.channel.shrink_send_buffer();

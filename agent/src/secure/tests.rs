@@ -20,6 +20,8 @@ use zeroize::Zeroizing;
 use super::verify::{Role, verify};
 use super::*;
 
+mod deny;
+
 const DOMAIN: &str = "test.mantle";
 const WEB: &str = "spiffe://test.mantle/ns/shop/sa/web";
 const CLIENT: &str = "spiffe://test.mantle/ns/shop/sa/client";

@@ -78,6 +78,7 @@ fn alert(error: &VerifyError) -> CertificateError {
         VerifyError::TrustDomain(_) | VerifyError::Path(_) => CertificateError::UnknownIssuer,
         VerifyError::Expired => CertificateError::Expired,
         VerifyError::NotYetValid => CertificateError::NotValidYet,
+        VerifyError::Denied(_) => CertificateError::Revoked,
         VerifyError::Authority | VerifyError::Purpose | VerifyError::KeyUsage | VerifyError::IntermediateKeyUsage => {
             CertificateError::InvalidPurpose
         }

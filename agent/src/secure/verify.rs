@@ -2,9 +2,10 @@
 //!
 //! webpki checks the path; the rest is here, because webpki ignores key usage and cannot count URI names.
 
-use std::cell::Cell;
+use std::sync::Arc;
 
-use agent_core::identity::{IdentityError, PodUid, SpiffeId, TrustDomain};
+use agent_core::deny::Denied;
+use agent_core::identity::{IdentityError, KeyHash, PodUid, SpiffeId, TrustDomain};
 use agent_core::policy::VerifiedPeer;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use thiserror::Error;
@@ -13,6 +14,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::path::PathJudge;
 use super::provider::algorithms;
 use super::trust::Trust;
 
@@ -66,6 +68,9 @@ pub enum VerifyError {
     /// An intermediate without keyCertSign.
     #[error("an intermediate certificate may not sign certificates")]
     IntermediateKeyUsage,
+    /// The deny-list names it, or every path to an anchor of its trust domain.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// Somebody else than expected.
     #[error("the peer is {found}, expected was {expected}")]
     OtherIdentity {
@@ -99,6 +104,7 @@ impl VerifyError {
             Self::Path(_) => "path",
             Self::KeyUsage => "key_usage",
             Self::IntermediateKeyUsage => "intermediate_key_usage",
+            Self::Denied(denied) => denied.label(),
             Self::OtherIdentity { .. } => "other_identity",
             Self::OtherPod { .. } => "other_pod",
         }
@@ -120,12 +126,15 @@ pub(super) struct Leaf {
     pub(super) serial: String,
     pub(super) not_before: u64,
     pub(super) not_after: u64,
+    /// From its own key to the anchor's.
+    pub(super) path: Arc<[KeyHash]>,
 }
 
 impl Leaf {
     /// To be called after a handshake in which the owner proved to hold the key.
     pub(super) fn proven(&self) -> VerifiedPeer {
-        VerifiedPeer::assertion(self.identity.clone(), self.uid.clone(), self.serial.clone(), self.not_after)
+        let (identity, uid, serial) = (self.identity.clone(), self.uid.clone(), self.serial.clone());
+        VerifiedPeer::assertion(identity, uid, serial, self.not_after, Arc::clone(&self.path))
     }
 }
 
@@ -145,6 +154,7 @@ pub(super) fn verify(
     let serial = serial(&parsed)?;
     let identity = spiffe_id(&parsed)?;
     let uid = pod_uid(&parsed)?;
+    trust.deny().check_names(&identity, uid.as_ref(), &serial)?;
     let anchors = trust.anchors(identity.trust_domain(), now);
     if anchors.is_empty() {
         return Err(VerifyError::TrustDomain(identity.trust_domain().clone()));
@@ -153,21 +163,18 @@ pub(super) fn verify(
         Role::Client => KeyUsage::client_auth(),
         Role::Server => KeyUsage::server_auth(),
     };
-    let unfit = Cell::new(false);
-    let authorities_may_sign = |path: &VerifiedPath<'_>| {
-        let fit = path.intermediate_certificates().all(|authority| may_sign(&authority.der()));
-        unfit.set(!fit);
-        if fit { Ok(()) } else { Err(webpki::Error::UnknownIssuer) }
-    };
+    let judge = PathJudge::new(trust, identity.trust_domain());
+    let judged = |path: &VerifiedPath<'_>| judge.judge(path);
     EndEntityCert::try_from(leaf)
         .map_err(|_| VerifyError::Malformed)?
-        .verify_for_usage(algorithms().all, &anchors, intermediates, now, usage, None, Some(&authorities_may_sign))
-        .map_err(|error| if unfit.get() { VerifyError::IntermediateKeyUsage } else { path_error(error) })?;
+        .verify_for_usage(algorithms().all, &anchors, intermediates, now, usage, None, Some(&judged))
+        .map_err(|error| judge.why().unwrap_or_else(|| path_error(error)))?;
+    let path = judge.accepted()?;
     check_key_usage(&parsed)?;
     let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
     let not_before = seconds(parsed.validity().not_before.timestamp());
     let not_after = seconds(parsed.validity().not_after.timestamp());
-    Ok(Leaf { identity, uid, serial, not_before, not_after })
+    Ok(Leaf { identity, uid, serial, not_before, not_after, path })
 }
 
 fn check_size(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), VerifyError> {
@@ -234,7 +241,7 @@ fn check_key_usage(certificate: &X509Certificate<'_>) -> Result<(), VerifyError>
 }
 
 /// X509-SVID §4.3: a signing certificate says so. That it is an authority's, webpki has seen.
-fn may_sign(authority: &CertificateDer<'_>) -> bool {
+pub(super) fn may_sign(authority: &CertificateDer<'_>) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(authority) else { return false };
     parsed.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign())
 }
