@@ -79,7 +79,7 @@ pub enum AppError {
     System(&'static str, #[source] std::io::Error),
 }
 
-fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> AppError {
+pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> AppError {
     move |error| AppError::System(what, error)
 }
 
@@ -124,35 +124,6 @@ fn own_namespaces(config: &Config) -> Vec<PathBuf> {
     let text = std::fs::read_to_string(&config.directory).unwrap_or_default();
     let Ok(directory) = agent_core::directory::parse(&text) else { return Vec::new() };
     directory.pods_on(&config.node).filter_map(|pod| pod.netns.clone()).collect()
-}
-
-/// `mantle ca`: runs until SIGTERM or SIGINT.
-///
-/// # Errors
-/// [`AppError`].
-pub fn run_ca(path: &Path) -> Result<(), AppError> {
-    let config = ca_config(path)?;
-    start_log();
-    harden().map_err(system("cannot make the process non-dumpable"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(system("cannot start the runtime"))?;
-    runtime.block_on(async {
-        let mut stop = Stop::new()?;
-        ca::run(config, async move { stop.asked().await }).await?;
-        Ok(())
-    })
-}
-
-/// `mantle ca token`: prints a join token.
-///
-/// # Errors
-/// [`AppError`].
-pub fn make_token(path: &Path, node: &str, ttl: Duration) -> Result<(), AppError> {
-    let config = ca_config(path)?;
-    // The issuing key is read for it.
-    harden().map_err(system("cannot make the process non-dumpable"))?;
-    let token = ca::create_token(&config, node, ttl)?;
-    writeln!(std::io::stdout(), "{token}").map_err(system("cannot print the token"))
 }
 
 async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
@@ -320,18 +291,18 @@ async fn unknown(strangers: &mut Option<Strangers>) -> Vec<Stranger> {
 }
 
 /// SIGTERM or SIGINT.
-struct Stop {
+pub(crate) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn new() -> Result<Self, AppError> {
+    pub(crate) fn new() -> Result<Self, AppError> {
         let watch = |kind| signal(kind).map_err(system("cannot watch for signals"));
         Ok(Self { terminate: watch(SignalKind::terminate())?, interrupt: watch(SignalKind::interrupt())? })
     }
 
-    async fn asked(&mut self) {
+    pub(crate) async fn asked(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -344,20 +315,15 @@ fn agent_config(path: &Path) -> Result<Config, AppError> {
     Config::parse(&read(path)?, folder(path)).map_err(problems)
 }
 
-fn ca_config(path: &Path) -> Result<ca::config::Config, AppError> {
-    let problems = |problems| AppError::Config { path: path.to_owned(), problems };
-    ca::config::Config::parse(&read(path)?, folder(path)).map_err(problems)
-}
-
-fn read(path: &Path) -> Result<String, AppError> {
+pub(crate) fn read(path: &Path) -> Result<String, AppError> {
     std::fs::read_to_string(path).map_err(|source| AppError::Read { path: path.to_owned(), source })
 }
 
-fn folder(path: &Path) -> &Path {
+pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
-fn start_log() {
+pub(crate) fn start_log() {
     let filter = EnvFilter::try_from_env("MANTLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // A second start in one process would fail; there is none.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
@@ -374,26 +340,8 @@ fn raise_descriptors() {
 }
 
 /// Keys live in this process: it leaves no core, and nobody but root may look into it.
-fn harden() -> std::io::Result<()> {
+pub(crate) fn harden() -> std::io::Result<()> {
     nix::sys::prctl::set_dumpable(false)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
-    use super::*;
-
-    #[test]
-    fn nobody_may_look_into_the_process_that_makes_a_token() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("ca.yaml");
-        let text = "trust_domain: test.mantle\nlisten: 127.0.0.1:1\nstate_dir: state\ndirectory: directory.yaml\n";
-        std::fs::write(&config, text).unwrap();
-        nix::sys::prctl::set_dumpable(true).unwrap();
-        make_token(&config, "node-a", Duration::from_secs(60)).unwrap();
-        assert!(!nix::sys::prctl::get_dumpable().unwrap());
-    }
 }

@@ -1,6 +1,7 @@
 //! The Mantle agent. Read [`outbound`] and [`inbound`] first: they are the life of a connection.
 
 pub mod app;
+pub mod ca_commands;
 pub mod capture;
 pub mod config;
 pub mod directory;

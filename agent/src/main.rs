@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use agent::{app, config};
+use agent::{app, ca_commands};
 use clap::{Args, Parser, Subcommand};
 
 /// Mutual TLS for every pod: no sidecar, no iptables, no change to the application.
@@ -19,8 +18,8 @@ struct Command {
 enum Part {
     /// Run this node's agent.
     Agent(Agent),
-    /// Run the certificate authority, or make a join token for a node.
-    Ca(Ca),
+    /// Run the certificate authority, or operate it: join tokens, nodes, the deny-list.
+    Ca(ca_commands::Ca),
 }
 
 #[derive(Debug, Args)]
@@ -46,40 +45,11 @@ enum AgentAction {
     },
 }
 
-#[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
-struct Ca {
-    /// The CA's configuration (YAML).
-    #[arg(long, value_name = "FILE", required = true)]
-    config: Option<PathBuf>,
-    #[command(subcommand)]
-    action: Option<CaAction>,
-}
-
-#[derive(Debug, Subcommand)]
-enum CaAction {
-    /// Print a join token, good for one node and one use. Works while the CA runs, and before its first start.
-    Token {
-        /// The CA's configuration (YAML).
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-        /// The node's name, as the directory has it.
-        #[arg(long, value_name = "NAME")]
-        node: String,
-        /// How long the token is good for, such as `10m`.
-        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = config::parse_duration)]
-        ttl: Duration,
-    },
-}
-
 fn main() -> ExitCode {
     let result = match Command::parse().part {
         Part::Agent(Agent { action: Some(AgentAction::Cleanup { config }), .. }) => app::clean_up(&config),
         Part::Agent(Agent { config, take_over, .. }) => app::run_agent(&config.unwrap_or_default(), take_over),
-        Part::Ca(Ca { action: Some(CaAction::Token { config, node, ttl }), .. }) => {
-            app::make_token(&config, &node, ttl)
-        }
-        Part::Ca(Ca { config, .. }) => app::run_ca(&config.unwrap_or_default()),
+        Part::Ca(ca) => ca_commands::run(ca),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

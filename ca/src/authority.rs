@@ -45,6 +45,16 @@ pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
 }
 
+/// A certificate, and what the audit tells of it.
+pub(crate) struct Certificate {
+    /// Leaf first, without the root.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// Lower-case hex.
+    pub(crate) serial: String,
+    pub(crate) not_before: OffsetDateTime,
+    pub(crate) not_after: OffsetDateTime,
+}
+
 /// Whom a certificate is for.
 pub(crate) enum Subject<'a> {
     /// A pod: identity in the name, UID in the subject.
@@ -72,7 +82,7 @@ impl Authority {
         subject: &Subject<'_>,
         key: &SubjectPublicKeyInfo,
         life: Duration,
-    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    ) -> Result<Certificate, CaError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         let name = match subject {
@@ -93,17 +103,29 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(serial()?);
+        let serial = serial()?;
+        params.serial_number = Some(serial.clone());
         let now = OffsetDateTime::now_utc();
-        params.not_before = now - BACKDATE;
-        params.not_after = (now + life).min(self.issuing_end - MARGIN);
+        let (not_before, not_after) = (now - BACKDATE, (now + life).min(self.issuing_end - MARGIN));
+        (params.not_before, params.not_after) = (not_before, not_after);
         let leaf = params.signed_by(key, &self.issuer).map_err(crypto)?;
-        Ok(vec![leaf.der().clone(), self.issuing.clone()])
+        let chain = vec![leaf.der().clone(), self.issuing.clone()];
+        Ok(Certificate { chain, serial: crate::token::to_hex(&serial.to_bytes()), not_before, not_after })
     }
 
     /// The root's certificate.
     pub(crate) fn root(&self) -> &CertificateDer<'static> {
         &self.root
+    }
+
+    /// The files that it was read from, by name.
+    pub(crate) fn files(&self) -> Vec<&'static str> {
+        vec!["root.pem", "issuing.pem", "issuing-key.pem"]
+    }
+
+    /// Whose certificates the agents are to believe.
+    pub(crate) fn anchors(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.root.clone()]
     }
 
     /// The hash of the root's key, by which nodes know the CA.

@@ -3,27 +3,19 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use agent_core::directory::{Directory, parse};
 use agent_core::identity::TrustDomain;
 use tracing::{info, warn};
 
 use crate::CaError;
+use crate::stamp::Stamp;
 
 /// The directory file, looked at whenever it is asked for. A new file that is not right changes nothing.
 pub(crate) struct DirectoryFile {
     path: PathBuf,
     trust_domain: TrustDomain,
     current: Mutex<(Stamp, Arc<Directory>)>,
-}
-
-/// Tells one version of a file from the next: a rename changes the inode, a write the time.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    length: u64,
-    modified: SystemTime,
 }
 
 impl DirectoryFile {
@@ -54,14 +46,6 @@ impl DirectoryFile {
             }
         }
         Arc::clone(&current.1)
-    }
-}
-
-impl Stamp {
-    fn of(path: &Path) -> std::io::Result<Self> {
-        use std::os::unix::fs::MetadataExt as _;
-        let found = fs::metadata(path)?;
-        Ok(Self { inode: found.ino(), length: found.len(), modified: found.modified()? })
     }
 }
 

@@ -7,8 +7,12 @@
 //! | `authority` | root and issuing CA, and what their certificates look like |
 //! | `csr` | what a certificate request must be |
 //! | [`state_files`] | files that nobody else may change, and keys that nobody else may read |
-//! | `storage` | tokens and pinned node keys: one writer at a time, under a file lock |
-//! | `token` | join tokens |
+//! | `state`, `storage` | tokens, pinned node keys and what Watch tells: one writer at a time, under a file lock |
+//! | `current` | state and authority as they are, followed while the CA runs |
+//! | [`deny`] | the deny-list |
+//! | `agents`, `watching` | what the agents are told, and what they answered |
+//! | [`operate`] | what `mantle ca …` asks for, whether the CA runs or not |
+//! | [`token`] | join tokens |
 //! | `service`, `server` | the four calls, and TLS below them |
 //! | `connection`, `places` | how long a connection may be, and how many there may be |
 
@@ -18,18 +22,26 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+mod agents;
+mod audit;
 mod authority;
 pub mod config;
 mod connection;
 mod csr;
+mod current;
+pub mod deny;
 mod directory;
+pub mod operate;
 mod peer;
 mod places;
 mod server;
 mod service;
+mod stamp;
+mod state;
 pub mod state_files;
 mod storage;
 pub mod token;
+mod watching;
 
 /// The service's messages, client and server, generated from `proto/ca.proto`.
 #[expect(missing_docs, clippy::all, clippy::allow_attributes_without_reason, reason = "generated; see proto/ca.proto")]
@@ -74,6 +86,15 @@ pub enum CaError {
     /// The node's name is none.
     #[error("`{0}` is no node name: lower-case letters, digits, `-` and `.`")]
     Node(String),
+    /// There is no CA in the state directory yet.
+    #[error("there is no CA in {} yet: start it once with `mantle ca --config FILE`, or see `state_dir`", .0.display())]
+    NoCa(PathBuf),
+    /// That cannot be denied.
+    #[error(transparent)]
+    NotDeniable(#[from] deny::NotDeniable),
+    /// What was asked for may not be.
+    #[error("{0}")]
+    Refused(String),
     /// The server failed.
     #[error("the server failed: {0}")]
     Serve(#[from] tonic::transport::Error),

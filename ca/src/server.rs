@@ -10,13 +10,14 @@ use agent_core::identity::TrustDomain;
 use arc_swap::ArcSwap;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SubjectPublicKeyInfo};
 use rustls::crypto::aws_lc_rs;
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -26,9 +27,11 @@ use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use crate::CaError;
+use crate::agents::{Agents, keep_written};
 use crate::authority::{Authority, Subject};
 use crate::config::Config;
 use crate::connection::Connection;
+use crate::current::{Current, Follower, follow};
 use crate::directory::DirectoryFile;
 use crate::peer::Caller;
 use crate::places::Places;
@@ -58,11 +61,15 @@ const MOST_HEADERS: u32 = 8 * 1024;
 
 pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), CaError> {
     let storage = Storage::open(&config.state_dir)?;
-    let authority = Arc::new(Authority::open(&storage, &config.trust_domain)?);
     let directory = Arc::new(DirectoryFile::open(&config.directory, &config.trust_domain)?);
-    let certificate = Arc::new(ServerCertificate::issue(&authority)?);
-    let renewal = tokio::spawn(renew(Arc::clone(&certificate), Arc::clone(&authority)));
-    let tls = TlsAcceptor::from(Arc::new(tls_config(&authority, certificate)?));
+    let agents = Arc::new(Agents::open(&storage));
+    let follower = Arc::new(Follower::open(storage, config.trust_domain.clone())?);
+    let tls = Arc::new(ArcSwap::from_pointee(tls_config(&follower.look().authority)?));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow(Arc::clone(&follower)));
+    tasks.spawn(keep_written(Arc::clone(&agents)));
+    tasks.spawn(forget_evicted(Arc::clone(&agents), follower.subscribe()));
+    tasks.spawn(renew(Arc::clone(&tls), follower.subscribe()));
     let listen = |error| CaError::Listen(config.listen, error);
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
     let (connections, accepted) = mpsc::channel(64);
@@ -74,7 +81,8 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
     let accepting = tokio::spawn(accept(listener, tls, admission, connections));
     info!(listen = %config.listen, trust_domain = %config.trust_domain, "the CA serves");
 
-    let service = Arc::new(Service::new(authority, storage, directory, config.leaf_ttl));
+    let (close, closing) = watch::channel(false);
+    let service = Arc::new(Service { follower, directory, agents, leaf_ttl: config.leaf_ttl, closing });
     let service = CaServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
     let mut server = Server::builder()
         .timeout(Duration::from_secs(30))
@@ -86,15 +94,15 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
     let served = server.add_service(service).serve_with_incoming_shutdown(ReceiverStream::new(accepted), async move {
         stop.await;
         accepting.abort();
+        // Watches have no end of their own.
+        close.send_replace(true);
     });
-    let result = served.await;
-    renewal.abort();
-    Ok(result?)
+    Ok(served.await?)
 }
 
 async fn accept(
     listener: TcpListener,
-    tls: TlsAcceptor,
+    tls: Arc<ArcSwap<ServerConfig>>,
     admission: Admission,
     connections: mpsc::Sender<io::Result<Connection<TlsStream<TcpStream>>>>,
 ) {
@@ -114,7 +122,8 @@ async fn accept(
             debug!(%peer, "too many handshakes at once: closed");
             continue;
         };
-        let (tls, admission, connections) = (tls.clone(), admission.clone(), connections.clone());
+        let tls = TlsAcceptor::from(tls.load_full());
+        let (admission, connections) = (admission.clone(), connections.clone());
         tokio::spawn(async move {
             match timeout(HANDSHAKE, tls.accept(socket)).await {
                 Ok(Ok(stream)) => {
@@ -159,11 +168,15 @@ impl Admission {
     }
 }
 
-fn tls_config(authority: &Authority, certificate: Arc<ServerCertificate>) -> Result<ServerConfig, CaError> {
+/// TLS for those who connect from now on. The certificate's chain ends in the root: a new node knows only the hash of that
+/// root's key.
+fn tls_config(authority: &Authority) -> Result<ServerConfig, CaError> {
     let crypto = |error: &dyn std::fmt::Display| CaError::Crypto(error.to_string());
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
-    roots.add(authority.root().clone()).map_err(|error| crypto(&error))?;
+    for anchor in authority.anchors() {
+        roots.add(anchor).map_err(|error| crypto(&error))?;
+    }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .clear_root_hint_subjects()
         .allow_unauthenticated()
@@ -173,47 +186,52 @@ fn tls_config(authority: &Authority, certificate: Arc<ServerCertificate>) -> Res
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| crypto(&error))?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(certificate);
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(new_certificate(authority)?)));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.send_tls13_tickets = 0;
     Ok(config)
-}
-
-/// The server's certificate as it is now. Its chain ends in the root: a new node knows only the hash of that root's key.
-#[derive(Debug)]
-struct ServerCertificate(ArcSwap<CertifiedKey>);
-
-impl ServerCertificate {
-    fn issue(authority: &Authority) -> Result<Self, CaError> {
-        Ok(Self(ArcSwap::from_pointee(new_certificate(authority)?)))
-    }
-}
-
-impl ResolvesServerCert for ServerCertificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
-    }
 }
 
 fn new_certificate(authority: &Authority) -> Result<CertifiedKey, CaError> {
     let crypto = |error: &dyn std::fmt::Display| CaError::Crypto(error.to_string());
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| crypto(&error))?;
     let public = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map_err(|error| crypto(&error))?;
-    let mut chain = authority.issue(&Subject::Server, &public, SERVER_LIFE)?;
+    let mut chain = authority.issue(&Subject::Server, &public, SERVER_LIFE)?.chain;
     chain.push(authority.root().clone());
     let der = Zeroizing::new(key.serialize_der());
     let signing = aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(der.as_slice()).into());
     Ok(CertifiedKey::new(chain, signing.map_err(|error| crypto(&error))?))
 }
 
-async fn renew(certificate: Arc<ServerCertificate>, authority: Arc<Authority>) {
+/// A new certificate in time, and whenever the authority is another one.
+async fn renew(tls: Arc<ArcSwap<ServerConfig>>, mut current: watch::Receiver<Arc<Current>>) {
     let mut ticks = interval(SERVER_LIFE / 3);
     ticks.tick().await;
+    let mut authority = Arc::clone(&current.borrow_and_update().authority);
     loop {
-        ticks.tick().await;
-        match new_certificate(&authority) {
-            Ok(next) => certificate.0.store(Arc::new(next)),
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = current.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let next = Arc::clone(&current.borrow_and_update().authority);
+                if Arc::ptr_eq(&next, &authority) {
+                    continue;
+                }
+                authority = next;
+            }
+        }
+        match tls_config(&authority) {
+            Ok(next) => tls.store(Arc::new(next)),
             Err(error) => warn!(%error, "cannot renew the server's certificate; it is tried again"),
         }
+    }
+}
+
+/// What evicted nodes said counts no more.
+async fn forget_evicted(agents: Arc<Agents>, mut current: watch::Receiver<Arc<Current>>) {
+    while current.changed().await.is_ok() {
+        agents.keep(&current.borrow_and_update().state);
     }
 }

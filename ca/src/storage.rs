@@ -1,64 +1,37 @@
-//! The state directory: keys, and what must have one writer — join tokens and pinned node keys. A file lock is that
-//! writer's turn; it is held for one change, so that `mantle ca token` works while the CA runs.
+//! The state directory: keys, and the state. A file lock is its one writer's turn; it is held for one change, so that
+//! `mantle ca …` works while the CA runs.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::CaError;
+use crate::stamp::Stamp;
+use crate::state::State;
 use crate::state_files::{self, StateError};
-use crate::token::{JoinToken, KeyHash, from_hex, to_hex};
 
-/// Tokens that ended are forgotten after this; until then their use is refused with the right reason.
-const KEEP_SPENT: u64 = 24 * 60 * 60;
+/// Where the state is kept, and by whom it is written one change at a time: here a file under a lock.
+pub(crate) trait StateStore: Send + Sync {
+    /// As it is now.
+    fn state(&self) -> Result<State, CaError>;
+
+    /// Changes it, as its one writer.
+    fn update(&self, change: &mut dyn FnMut(&mut State)) -> Result<(), CaError>;
+
+    /// Another one after every change.
+    fn version(&self) -> Option<Stamp>;
+}
+
+const STATE: &str = "state.json";
 
 /// The state directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Storage {
     folder: PathBuf,
-}
-
-/// What has one writer.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct State {
-    tokens: Vec<Token>,
-    /// Node → SHA-256 of its key, in hex.
-    nodes: BTreeMap<String, String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Token {
-    node: String,
-    /// SHA-256 of the secret, in hex.
-    hash: String,
-    /// In seconds since 1970.
-    expires: u64,
-    /// SHA-256 of the node key that spent it, in hex.
-    spent_by: Option<String>,
-}
-
-/// Why a node is not let in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotAdmitted {
-    #[error("the join token is not known here")]
-    UnknownToken,
-    #[error("the join token is for another node")]
-    OtherNode,
-    #[error("the join token has expired")]
-    Expired,
-    #[error("the join token was already used by another key")]
-    Spent,
-    #[error("the node's key is not pinned, and there is no join token")]
-    NotPinned,
 }
 
 impl Storage {
@@ -108,77 +81,52 @@ impl Storage {
         work()
     }
 
-    /// Changes the state, as its one writer. What did not change is not written.
+    /// Changes the state, as its one writer.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, CaError> {
-        self.exclusively(|| {
-            let before = self.read("state.json")?;
-            let mut state = match &before {
-                Some(bytes) => serde_json::from_slice(bytes)
-                    .map_err(|error| CaError::Damaged { path: self.path("state.json"), what: error.to_string() })?,
-                None => State::default(),
-            };
-            let result = change(&mut state);
-            let text = serde_json::to_vec_pretty(&state).map_err(|error| CaError::Crypto(error.to_string()))?;
-            if before.is_none_or(|before| before != text) {
-                self.write("state.json", &text)?;
-            }
-            Ok(result)
-        })
+        let (mut change, mut result) = (Some(change), None);
+        self.update(&mut |state| result = change.take().map(|change| change(state)))?;
+        result.ok_or_else(|| CaError::Crypto("the state was not changed".to_owned()))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
+
+    fn parse(&self, text: Option<&[u8]>) -> Result<State, CaError> {
+        let Some(text) = text else { return Ok(State::default()) };
+        serde_json::from_slice(text)
+            .map_err(|error| CaError::Damaged { path: self.path(STATE), what: error.to_string() })
+    }
 }
 
-impl State {
-    /// Notes a token's hash.
-    pub(crate) fn add_token(&mut self, token: &JoinToken, ttl: Duration) {
-        let now = now();
-        self.tokens.retain(|token| token.expires + KEEP_SPENT > now);
-        self.tokens.push(Token {
-            node: token.node().to_owned(),
-            hash: to_hex(&token.secret_hash()),
-            expires: now.saturating_add(ttl.as_secs()),
-            spent_by: None,
-        });
+impl StateStore for Storage {
+    fn state(&self) -> Result<State, CaError> {
+        self.parse(self.read(STATE)?.as_deref())
     }
 
-    /// Lets a node in by a token, and pins its key. The same token with the same key is answered again: the first answer
-    /// may not have arrived.
-    pub(crate) fn admit_by_token(&mut self, node: &str, token: &JoinToken, key: &KeyHash) -> Result<(), NotAdmitted> {
-        let ours = |kept: &&mut Token| from_hex(&kept.hash).is_some_and(|hash| token.matches(&hash));
-        let kept = self.tokens.iter_mut().find(ours).ok_or(NotAdmitted::UnknownToken)?;
-        if kept.node != node || token.node() != node {
-            return Err(NotAdmitted::OtherNode);
-        }
-        let key = to_hex(key);
-        match &kept.spent_by {
-            Some(spent_by) if *spent_by == key => {}
-            Some(_) => return Err(NotAdmitted::Spent),
-            None if kept.expires <= now() => return Err(NotAdmitted::Expired),
-            None => {
-                kept.spent_by = Some(key.clone());
-                self.nodes.insert(node.to_owned(), key);
-                return Ok(());
+    /// What did not change is not written.
+    fn update(&self, change: &mut dyn FnMut(&mut State)) -> Result<(), CaError> {
+        self.exclusively(|| {
+            let before = self.read(STATE)?;
+            let mut state = self.parse(before.as_deref())?;
+            let told = state.published().clone();
+            change(&mut state);
+            state.count(&told);
+            let text = serde_json::to_vec_pretty(&state).map_err(|error| CaError::Crypto(error.to_string()))?;
+            if before.is_none_or(|before| before != text) {
+                self.write(STATE, &text)?;
             }
-        }
-        // Spent by this very key: it counts as long as the key is still pinned.
-        if self.nodes.get(node) == Some(&key) { Ok(()) } else { Err(NotAdmitted::Spent) }
+            Ok(())
+        })
     }
 
-    /// Lets a node in by its key alone.
-    pub(crate) fn admit_by_key(&self, node: &str, key: &KeyHash) -> Result<(), NotAdmitted> {
-        if self.nodes.get(node) == Some(&to_hex(key)) { Ok(()) } else { Err(NotAdmitted::NotPinned) }
+    fn version(&self) -> Option<Stamp> {
+        Stamp::of(&self.path(STATE)).ok()
     }
 }
 
 fn state(path: &Path, source: io::Error) -> CaError {
     StateError::System { path: path.to_owned(), source }.into()
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_secs())
 }
 
 #[cfg(test)]
@@ -187,32 +135,11 @@ mod tests {
 
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Duration;
+
+    use crate::token::JoinToken;
 
     const MINUTE: Duration = Duration::from_secs(60);
-
-    #[test]
-    fn a_token_admits_one_key_of_one_node() {
-        let token = JoinToken::generate("node-a", [0; 32]);
-        let mut state = State::default();
-        state.add_token(&token, MINUTE);
-        assert_eq!(state.admit_by_token("node-b", &token, &[1; 32]), Err(NotAdmitted::OtherNode));
-        assert_eq!(state.admit_by_key("node-a", &[1; 32]), Err(NotAdmitted::NotPinned));
-        assert_eq!(state.admit_by_token("node-a", &token, &[1; 32]), Ok(()));
-        assert_eq!(state.admit_by_token("node-a", &token, &[1; 32]), Ok(()), "the answer may have been lost");
-        assert_eq!(state.admit_by_token("node-a", &token, &[2; 32]), Err(NotAdmitted::Spent));
-        assert_eq!(state.admit_by_key("node-a", &[1; 32]), Ok(()));
-        assert_eq!(state.admit_by_key("node-a", &[2; 32]), Err(NotAdmitted::NotPinned));
-        let other = JoinToken::generate("node-a", [0; 32]);
-        assert_eq!(state.admit_by_token("node-a", &other, &[1; 32]), Err(NotAdmitted::UnknownToken));
-    }
-
-    #[test]
-    fn a_token_ends() {
-        let token = JoinToken::generate("node-a", [0; 32]);
-        let mut state = State::default();
-        state.add_token(&token, Duration::ZERO);
-        assert_eq!(state.admit_by_token("node-a", &token, &[1; 32]), Err(NotAdmitted::Expired));
-    }
 
     #[test]
     fn the_state_is_for_its_owner_alone_and_keeps_no_secret() {

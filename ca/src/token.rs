@@ -9,8 +9,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// SHA-256 of a public key's SubjectPublicKeyInfo.
-pub type KeyHash = [u8; 32];
+pub use agent_core::identity::KeyHash;
 
 const PREFIX: &str = "mantle1.";
 

@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 use agent_core::identity::TrustDomain;
 use ca::wire::ca_client::CaClient;
 use ca::wire::{
-    AttestRequest, ChallengeRequest, SignItem, SignRequest, SignResult, TrustRequest, attest_message, sign_result,
+    AttestRequest, ChallengeRequest, SignItem, SignRequest, SignResult, WatchAck, WatchUpdate, attest_message,
+    sign_result,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -23,6 +26,9 @@ const SESSION: Duration = Duration::from_secs(30 * 60);
 
 /// When that fails, it is tried again after this long; the certificate is good meanwhile.
 const AGAIN: Duration = Duration::from_secs(60);
+
+/// The CA has this long to tell what is in force.
+const WATCH: Duration = Duration::from_secs(10);
 
 /// Anchors of each trust domain, as the CA gives them.
 pub(super) type Anchors = HashMap<TrustDomain, Vec<CertificateDer<'static>>>;
@@ -81,9 +87,11 @@ impl Client {
 
     /// Whom to believe. A bundle for a name that is no trust domain spoils the answer.
     pub(super) async fn trust(&mut self) -> Result<Anchors, String> {
-        let mut client = self.session().await?;
-        let answer = client.trust(TrustRequest {}).await.map_err(|status| self.failed(&status))?;
-        let bundles = answer.into_inner().bundles.into_iter().map(|bundle| {
+        let client = self.session().await?;
+        let asked = tokio::time::timeout(WATCH, first_update(client)).await;
+        let asked = asked.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("it tells nothing")));
+        let update = asked.map_err(|status| self.failed(&status))?;
+        let bundles = update.bundles.into_iter().map(|bundle| {
             let domain = bundle.trust_domain.parse().map_err(|error| format!("the CA's trust: {error}"))?;
             Ok((domain, bundle.anchors.into_iter().map(CertificateDer::from).collect()))
         });
@@ -170,6 +178,19 @@ impl Client {
         }
         format!("the CA: {}", status.message())
     }
+}
+
+/// Watches until there is an update, and says that it is in force.
+async fn first_update(mut client: CaClient<Channel>) -> Result<WatchUpdate, tonic::Status> {
+    let (acks, sent) = mpsc::channel(2);
+    // There is room for both.
+    drop(acks.try_send(WatchAck::default()));
+    let mut updates = client.watch(ReceiverStream::new(sent)).await?.into_inner();
+    let update = updates.message().await?.ok_or_else(|| tonic::Status::unavailable("it tells nothing"))?;
+    drop(acks.try_send(WatchAck { sequence: update.sequence, ..WatchAck::default() }));
+    drop(acks);
+    while updates.message().await?.is_some() {}
+    Ok(update)
 }
 
 /// Makes a P-256 key and a request that says nothing but that.

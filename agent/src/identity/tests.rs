@@ -10,6 +10,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+mod watched;
+
 use super::client::key_request;
 use super::node::Node;
 use super::transport::{AgentCertificate, CaPlace, connect};

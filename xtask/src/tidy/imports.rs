@@ -16,9 +16,10 @@ const CRATES: [(&str, &str, &[&str]); 8] = [
 ];
 
 /// The agent's modules, and which of them each may import. A stage may import only the stage whose output it consumes.
-const MODULES: [(&str, &[&str]); 19] = [
+const MODULES: [(&str, &[&str]); 20] = [
     ("lib", &[]),
     ("main", &[]),
+    ("ca_commands", &["app", "config"]),
     ("report", &[]),
     ("drain", &[]),
     ("secure", &[]),

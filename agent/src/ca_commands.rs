@@ -1,0 +1,113 @@
+//! `mantle ca …`: runs the CA, and operates it.
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ca::operate;
+use clap::{Args, Subcommand};
+
+use crate::app::{self, AppError, Stop, harden, system};
+use crate::config;
+
+mod deny;
+
+/// The arguments of `mantle ca`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Ca {
+    /// The CA's configuration (YAML).
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Print a join token, good for one node and one use. Works while the CA runs, and before its first start.
+    Token {
+        /// The CA's configuration (YAML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The node's name, as the directory has it.
+        #[arg(long, value_name = "NAME")]
+        node: String,
+        /// How long the token is good for, such as `10m`.
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = config::parse_duration)]
+        ttl: Duration,
+    },
+    /// Cut somebody off, whatever certificate they have: agents end their connections within seconds.
+    #[command(subcommand)]
+    Deny(deny::Deny),
+}
+
+/// `mantle ca`.
+///
+/// # Errors
+/// [`AppError`].
+pub fn run(ca: Ca) -> Result<(), AppError> {
+    match ca.action {
+        None => serve(&ca.config.unwrap_or_default()),
+        Some(Action::Token { config, node, ttl }) => token(&config, &node, ttl),
+        Some(Action::Deny(action)) => action.run(),
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+fn serve(path: &Path) -> Result<(), AppError> {
+    let config = read_config(path)?;
+    app::start_log();
+    harden().map_err(system("cannot make the process non-dumpable"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(system("cannot start the runtime"))?;
+    runtime.block_on(async {
+        let mut stop = Stop::new()?;
+        ca::run(config, async move { stop.asked().await }).await?;
+        Ok(())
+    })
+}
+
+fn token(path: &Path, node: &str, ttl: Duration) -> Result<(), AppError> {
+    let config = read_config(path)?;
+    // The issuing key is read for it.
+    harden().map_err(system("cannot make the process non-dumpable"))?;
+    let token = ca::create_token(&config, node, ttl)?;
+    print(&token)
+}
+
+fn read_config(path: &Path) -> Result<ca::config::Config, AppError> {
+    let problems = |problems| AppError::Config { path: path.to_owned(), problems };
+    ca::config::Config::parse(&app::read(path)?, app::folder(path)).map_err(problems)
+}
+
+/// One line for who ran the command.
+fn print(line: &dyn fmt::Display) -> Result<(), AppError> {
+    writeln!(std::io::stdout(), "{line}").map_err(system("cannot print"))
+}
+
+/// A moment as people and programs read it (RFC 3339).
+fn moment(seconds: u64) -> String {
+    let format = &time::format_description::well_known::Rfc3339;
+    let time = i64::try_from(seconds).ok().and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time.and_then(|time| time.format(format).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn nobody_may_look_into_the_process_that_makes_a_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("ca.yaml");
+        let text = "trust_domain: test.mantle\nlisten: 127.0.0.1:1\nstate_dir: state\ndirectory: directory.yaml\n";
+        std::fs::write(&config, text).unwrap();
+        nix::sys::prctl::set_dumpable(true).unwrap();
+        token(&config, "node-a", Duration::from_secs(60)).unwrap();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+    }
+}

@@ -1,0 +1,111 @@
+//! `mantle ca deny …`.
+
+use std::path::PathBuf;
+
+use ca::config::Config;
+use ca::deny::{Denied, NotDeniable};
+use clap::{Args, Subcommand};
+
+use super::{moment, operate, print, read_config};
+use crate::app::AppError;
+
+/// What to do with the deny-list.
+#[derive(Debug, Subcommand)]
+pub(super) enum Deny {
+    /// Deny an identity, a pod, a key, a certificate, a node or a trust domain to every agent, until it is removed.
+    Add {
+        #[command(flatten)]
+        what: What,
+        /// Why: for the list and the audit.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Take it back: it may connect again, if its certificate is good.
+    Remove {
+        #[command(flatten)]
+        what: What,
+    },
+    /// Print the list, one entry a line: when, by whom, what, why.
+    List {
+        /// The CA's configuration (YAML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+/// Exactly one thing.
+#[derive(Debug, Args)]
+pub(super) struct What {
+    /// The CA's configuration (YAML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    #[command(flatten)]
+    kind: Kind,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Kind {
+    /// Everybody with this identity, such as spiffe://example.org/ns/shop/sa/web.
+    #[arg(long, value_name = "SPIFFE-ID")]
+    identity: Option<String>,
+    /// One pod, by its UID; its siblings go on.
+    #[arg(long, value_name = "UID")]
+    pod: Option<String>,
+    /// A leaf's, an intermediate's or an anchor's key: SHA-256 of its SubjectPublicKeyInfo, 64 hex digits.
+    #[arg(long, value_name = "HASH")]
+    key: Option<String>,
+    /// One certificate, by its serial number in hex; of another trust domain DOMAIN/SERIAL.
+    #[arg(long, value_name = "SERIAL")]
+    serial: Option<String>,
+    /// Every pod that the directory has on this node.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Everybody of a trust domain.
+    #[arg(long, value_name = "DOMAIN")]
+    trust_domain: Option<String>,
+}
+
+impl Deny {
+    pub(super) fn run(self) -> Result<(), AppError> {
+        match self {
+            Self::Add { what, reason } => {
+                let config = read_config(&what.config)?;
+                let what = what.kind.denied(&config).map_err(ca::CaError::from)?;
+                match operate::deny(&config, what.clone(), &reason)? {
+                    true => print(&format!("{what} is denied from now on; take it back with `mantle ca deny remove`")),
+                    false => print(&format!("{what} was denied before; see `mantle ca deny list`")),
+                }
+            }
+            Self::Remove { what } => {
+                let config = read_config(&what.config)?;
+                let what = what.kind.denied(&config).map_err(ca::CaError::from)?;
+                if !operate::allow(&config, &what)? {
+                    let words = format!("{what} is not denied: see `mantle ca deny list` for what is");
+                    return Err(ca::CaError::Refused(words).into());
+                }
+                print(&format!("{what} is denied no more"))
+            }
+            Self::List { config } => {
+                for line in operate::denied(&read_config(&config)?)? {
+                    print(&format!("{} {} {}: {}", moment(line.since), line.by, line.what, line.reason))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Kind {
+    /// The one that was given: clap has seen to that.
+    fn denied(self, config: &Config) -> Result<Denied, NotDeniable> {
+        let Self { identity, pod, key, serial, node, trust_domain } = self;
+        let identity = identity.map(|text| Denied::identity(&text));
+        let pod = pod.map(|text| Denied::pod(&text));
+        let key = key.map(|text| Denied::key(&text));
+        let serial = serial.map(|text| Denied::serial(&text, &config.trust_domain));
+        let node = node.map(|text| Denied::node(&text));
+        let given = identity.or(pod).or(key).or(serial).or(node);
+        given.unwrap_or_else(|| Denied::trust_domain(&trust_domain.unwrap_or_default()))
+    }
+}

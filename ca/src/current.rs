@@ -1,0 +1,146 @@
+//! What the CA goes by: state and authority as they are, followed while it runs. Another process may change either.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agent_core::identity::TrustDomain;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+use tokio::time::interval;
+use tracing::{info, warn};
+
+use crate::CaError;
+use crate::audit;
+use crate::authority::Authority;
+use crate::deny;
+use crate::stamp::Stamp;
+use crate::state::State;
+use crate::storage::{StateStore as _, Storage};
+use crate::token::KeyHash;
+use crate::wire::{Bundle, WatchUpdate};
+
+/// How often the files are looked at. A change is with the agents within a second.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// State, authority and what Watch tells, as they were at one moment.
+pub(crate) struct Current {
+    pub(crate) state: State,
+    pub(crate) authority: Arc<Authority>,
+    /// Without the time.
+    pub(crate) update: WatchUpdate,
+}
+
+/// Follows the files. What is not right changes nothing.
+pub(crate) struct Follower {
+    storage: Storage,
+    trust_domain: TrustDomain,
+    seen: Mutex<Seen>,
+    current: watch::Sender<Arc<Current>>,
+}
+
+/// Which versions of the files were read.
+#[derive(PartialEq, Eq)]
+struct Seen {
+    state: Option<Stamp>,
+    files: Vec<Option<Stamp>>,
+}
+
+impl Follower {
+    /// Reads everything for the first time; keys are made if there are none.
+    pub(crate) fn open(storage: Storage, trust_domain: TrustDomain) -> Result<Self, CaError> {
+        let authority = Arc::new(Authority::open(&storage, &trust_domain)?);
+        let seen = Seen::now(&storage, &authority);
+        let current = Current::load(&storage, authority)?;
+        Ok(Self { storage, trust_domain, seen: Mutex::new(seen), current: watch::channel(Arc::new(current)).0 })
+    }
+
+    /// The state's one writer.
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Everything that was in force when somebody last looked, and whatever is from then on.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Current>> {
+        self.current.subscribe()
+    }
+
+    /// Looks at the files, and returns what is in force.
+    pub(crate) fn look(&self) -> Arc<Current> {
+        // A panic while the lock was held leaves old stamps: the files are read again.
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = Arc::clone(&self.current.borrow());
+        let now = Seen::now(&self.storage, &before.authority);
+        if *seen == now {
+            return before;
+        }
+        match self.load(&before, seen.files != now.files) {
+            Ok(next) => {
+                audit::changed(&before.state, &next.state);
+                // What is read next may be newer than this, never older: it is read again then.
+                *seen = Seen { files: Seen::now(&self.storage, &next.authority).files, ..now };
+                self.current.send_replace(Arc::new(next));
+            }
+            Err(error) => {
+                warn!(%error, "the CA's state changes nothing");
+                *seen = now;
+            }
+        }
+        Arc::clone(&self.current.borrow())
+    }
+
+    fn load(&self, before: &Current, files_changed: bool) -> Result<Current, CaError> {
+        let authority = match files_changed {
+            true => Arc::new(Authority::open(&self.storage, &self.trust_domain)?),
+            false => Arc::clone(&before.authority),
+        };
+        Current::load(&self.storage, authority)
+    }
+}
+
+/// Looks again and again.
+pub(crate) async fn follow(follower: Arc<Follower>) {
+    let mut ticks = interval(LOOK);
+    loop {
+        ticks.tick().await;
+        let follower = Arc::clone(&follower);
+        if tokio::task::spawn_blocking(move || follower.look()).await.is_err() {
+            warn!("looking at the CA's state was given up; it is tried again");
+        }
+    }
+}
+
+impl Current {
+    fn load(storage: &Storage, authority: Arc<Authority>) -> Result<Self, CaError> {
+        let domain = authority.trust_domain().to_string();
+        let anchors = authority.anchors();
+        let hash: KeyHash = anchors
+            .iter()
+            .fold(Sha256::new(), |all, anchor| all.chain_update(Sha256::digest(anchor)))
+            .finalize()
+            .into();
+        let mut state = storage.state()?;
+        if state.bundle_sequence(&domain, &hash).is_none() {
+            storage.change(|state| state.note_bundle(&domain, &hash))?;
+            state = storage.state()?;
+            info!(target: "audit", trust_domain = domain, anchors = anchors.len(), "trust changed");
+        }
+        let sequence = state.bundle_sequence(&domain, &hash).unwrap_or_default();
+        let anchors = anchors.iter().map(|anchor| anchor.to_vec()).collect();
+        let update = WatchUpdate {
+            sequence: state.sequence(),
+            bundles: vec![Bundle { trust_domain: domain, anchors, sequence }],
+            deny: Some(deny::told(&state.published().deny)),
+            rotate: Vec::new(),
+            now_ms: 0,
+        };
+        Ok(Self { state, authority, update })
+    }
+}
+
+impl Seen {
+    fn now(storage: &Storage, authority: &Authority) -> Self {
+        let stamp = |name: &&str| Stamp::of(&PathBuf::from(storage.path(name))).ok();
+        Self { state: storage.version(), files: authority.files().iter().map(stamp).collect() }
+    }
+}

@@ -1,0 +1,211 @@
+//! What has one writer: join tokens, pinned node keys, and what Watch tells the agents.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::deny::{self, Denied};
+use crate::token::{JoinToken, KeyHash, from_hex, to_hex};
+
+/// Tokens that ended are forgotten after this; until then their use is refused with the right reason.
+const KEEP_SPENT: u64 = 24 * 60 * 60;
+
+/// What has one writer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct State {
+    tokens: Vec<Token>,
+    /// Node → SHA-256 of its key, in hex.
+    nodes: BTreeMap<String, String>,
+    /// Of Watch: counts up with every change of `published`.
+    #[serde(default)]
+    sequence: u64,
+    /// What Watch tells.
+    #[serde(default)]
+    published: Published,
+}
+
+/// What Watch tells, but for the anchors themselves: those are files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Published {
+    /// By trust domain.
+    bundles: BTreeMap<String, BundleVersion>,
+    pub(crate) deny: Vec<deny::Entry>,
+}
+
+/// Which version of a trust domain's anchors was told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BundleVersion {
+    sequence: u64,
+    /// SHA-256 over the anchors, in hex.
+    anchors: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Token {
+    node: String,
+    /// SHA-256 of the secret, in hex.
+    hash: String,
+    /// In seconds since 1970.
+    expires: u64,
+    /// SHA-256 of the node key that spent it, in hex.
+    spent_by: Option<String>,
+}
+
+/// Why a node is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotAdmitted {
+    #[error("the join token is not known here")]
+    UnknownToken,
+    #[error("the join token is for another node")]
+    OtherNode,
+    #[error("the join token has expired")]
+    Expired,
+    #[error("the join token was already used by another key")]
+    Spent,
+    #[error("the node's key is not pinned, and there is no join token")]
+    NotPinned,
+}
+
+impl State {
+    /// Notes a token's hash.
+    pub(crate) fn add_token(&mut self, token: &JoinToken, ttl: Duration) {
+        let now = now();
+        self.tokens.retain(|token| token.expires + KEEP_SPENT > now);
+        self.tokens.push(Token {
+            node: token.node().to_owned(),
+            hash: to_hex(&token.secret_hash()),
+            expires: now.saturating_add(ttl.as_secs()),
+            spent_by: None,
+        });
+    }
+
+    /// Lets a node in by a token, and pins its key. The same token with the same key is answered again: the first answer
+    /// may not have arrived.
+    pub(crate) fn admit_by_token(&mut self, node: &str, token: &JoinToken, key: &KeyHash) -> Result<(), NotAdmitted> {
+        let ours = |kept: &&mut Token| from_hex(&kept.hash).is_some_and(|hash| token.matches(&hash));
+        let kept = self.tokens.iter_mut().find(ours).ok_or(NotAdmitted::UnknownToken)?;
+        if kept.node != node || token.node() != node {
+            return Err(NotAdmitted::OtherNode);
+        }
+        let key = to_hex(key);
+        match &kept.spent_by {
+            Some(spent_by) if *spent_by == key => {}
+            Some(_) => return Err(NotAdmitted::Spent),
+            None if kept.expires <= now() => return Err(NotAdmitted::Expired),
+            None => {
+                kept.spent_by = Some(key.clone());
+                self.nodes.insert(node.to_owned(), key);
+                return Ok(());
+            }
+        }
+        // Spent by this very key: it counts as long as the key is still pinned.
+        if self.nodes.get(node) == Some(&key) { Ok(()) } else { Err(NotAdmitted::Spent) }
+    }
+
+    /// Lets a node in by its key alone.
+    pub(crate) fn admit_by_key(&self, node: &str, key: &KeyHash) -> Result<(), NotAdmitted> {
+        if self.nodes.get(node) == Some(&to_hex(key)) { Ok(()) } else { Err(NotAdmitted::NotPinned) }
+    }
+
+    /// Of what Watch tells.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// What Watch tells.
+    pub(crate) fn published(&self) -> &Published {
+        &self.published
+    }
+
+    /// The pinned nodes, by name.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+
+    /// Denies it from now on. False if it was denied before; the reason that was given then stays.
+    ///
+    /// # Errors
+    /// The list is full.
+    pub(crate) fn deny(&mut self, entry: deny::Entry) -> Result<bool, deny::Full> {
+        if self.published.deny.iter().any(|known| known.what == entry.what) {
+            return Ok(false);
+        }
+        if self.published.deny.len() >= deny::MOST {
+            return Err(deny::Full);
+        }
+        self.published.deny.push(entry);
+        Ok(true)
+    }
+
+    /// Denies it no more. False if it was not denied.
+    pub(crate) fn allow(&mut self, what: &Denied) -> bool {
+        let before = self.published.deny.len();
+        self.published.deny.retain(|known| known.what != *what);
+        self.published.deny.len() < before
+    }
+
+    /// Notes which anchors a trust domain has, by a hash over all of them.
+    pub(crate) fn note_bundle(&mut self, trust_domain: &str, anchors: &KeyHash) {
+        let version = self.published.bundles.entry(trust_domain.to_owned()).or_default();
+        if version.anchors != to_hex(anchors) {
+            *version = BundleVersion { sequence: version.sequence + 1, anchors: to_hex(anchors) };
+        }
+    }
+
+    /// The version of these anchors, if they are the ones that were noted.
+    pub(crate) fn bundle_sequence(&self, trust_domain: &str, anchors: &KeyHash) -> Option<u64> {
+        let version = self.published.bundles.get(trust_domain)?;
+        (version.anchors == to_hex(anchors)).then_some(version.sequence)
+    }
+
+    /// Counts up if Watch has something else to tell than before. It jumps to the time: a state that was restored from a
+    /// backup is not taken for an old one after its first change.
+    pub(crate) fn count(&mut self, before: &Published) {
+        if self.published != *before {
+            self.sequence = (self.sequence + 1).max(now());
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_token_admits_one_key_of_one_node() {
+        let token = JoinToken::generate("node-a", [0; 32]);
+        let mut state = State::default();
+        state.add_token(&token, MINUTE);
+        assert_eq!(state.admit_by_token("node-b", &token, &[1; 32]), Err(NotAdmitted::OtherNode));
+        assert_eq!(state.admit_by_key("node-a", &[1; 32]), Err(NotAdmitted::NotPinned));
+        assert_eq!(state.admit_by_token("node-a", &token, &[1; 32]), Ok(()));
+        assert_eq!(state.admit_by_token("node-a", &token, &[1; 32]), Ok(()), "the answer may have been lost");
+        assert_eq!(state.admit_by_token("node-a", &token, &[2; 32]), Err(NotAdmitted::Spent));
+        assert_eq!(state.admit_by_key("node-a", &[1; 32]), Ok(()));
+        assert_eq!(state.admit_by_key("node-a", &[2; 32]), Err(NotAdmitted::NotPinned));
+        let other = JoinToken::generate("node-a", [0; 32]);
+        assert_eq!(state.admit_by_token("node-a", &other, &[1; 32]), Err(NotAdmitted::UnknownToken));
+    }
+
+    #[test]
+    fn a_token_ends() {
+        let token = JoinToken::generate("node-a", [0; 32]);
+        let mut state = State::default();
+        state.add_token(&token, Duration::ZERO);
+        assert_eq!(state.admit_by_token("node-a", &token, &[1; 32]), Err(NotAdmitted::Expired));
+    }
+}
