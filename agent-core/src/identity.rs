@@ -6,9 +6,6 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-/// SHA-256 of a public key's SubjectPublicKeyInfo.
-pub type KeyHash = [u8; 32];
-
 /// Why a text is not a SPIFFE ID, trust domain or pod UID (SPIFFE-ID §2, canonical form only).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum IdentityError {

@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
+use agent_core::deny::DenyList;
+use agent_core::identity::{KeyHash, PodUid, SpiffeId, TrustDomain};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::secure::{Credentials, Trust};
@@ -17,8 +20,10 @@ mod client;
 mod node;
 mod renewal;
 mod transport;
+mod watching;
 
 pub use node::IdentityError;
+pub use watching::{Rotation, Watched};
 
 /// The agent's slice of the configuration.
 #[derive(Clone, Debug)]
@@ -42,6 +47,10 @@ pub struct IdentityConfig {
 pub struct Estate {
     /// Whom to believe.
     pub trust: HashMap<TrustDomain, Vec<CertificateDer<'static>>>,
+    /// Whom to deny.
+    pub deny: DenyList,
+    /// The CA's sequence, as of which the two are.
+    pub sequence: u64,
     /// Each pod's certificate and key.
     pub pods: Vec<Inherited>,
 }
@@ -86,18 +95,26 @@ impl Certificates {
         self.held.len() == other.held.len() && self.held.iter().all(same) && self.refusals == other.refusals
     }
 
+    /// The anchor's key of each certificate that is held.
+    fn anchors(&self) -> impl Iterator<Item = KeyHash> {
+        self.held.values().filter_map(|held| held.as_peer().anchor().copied())
+    }
+
     /// Why the CA gives the pod none, if it said so.
     pub fn refusal(&self, pod: &PodUid) -> Option<&str> {
         self.refusals.get(pod).map(String::as_str)
     }
 }
 
-/// The task that keeps certificates and trust current. They stay as they are once it is dropped.
+/// The tasks that keep certificates and trust current. They stay as they are once it is dropped.
 #[derive(Debug)]
 pub struct Identity {
     certificates: watch::Receiver<Arc<Certificates>>,
     trust: watch::Receiver<Arc<Trust>>,
-    task: tokio::task::JoinHandle<()>,
+    rotations: watch::Receiver<Arc<[Rotation]>>,
+    watched: watch::Receiver<Watched>,
+    /// They end with it.
+    _tasks: JoinSet<()>,
 }
 
 /// Starts to keep a certificate for each of the pods that `wanted` names, beginning with what an agent before this one had.
@@ -110,13 +127,35 @@ pub fn start(
     wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
     estate: Estate,
 ) -> Result<Identity, IdentityError> {
-    let node = node::Node::open(config)?;
-    let client = client::Client::new(config, node);
+    // Each has a connection of its own: a stream that hangs holds up no certificate.
+    let [for_renewal, for_watch] = [node::Node::open(config)?, node::Node::open(config)?];
     let (certificate_writer, certificates) = watch::channel(Arc::default());
-    let (trust_writer, trust) = watch::channel(Arc::default());
-    let told = renewal::Told { certificates: certificate_writer, trust: trust_writer };
-    let renewal = renewal::Renewal::new(client, config.ttl, wanted, told, estate);
-    Ok(Identity { certificates, trust, task: tokio::spawn(renewal.run()) })
+    let (trust_writer, trust) = watch::channel(inherited_trust(estate.trust, estate.deny, estate.sequence));
+    let (rotation_writer, rotations) = watch::channel(Arc::default());
+    let (watched_writer, watched) = watch::channel(Watched::nothing());
+    let told = renewal::Told { certificates: certificate_writer, trust: trust.clone() };
+    let client = client::Client::new(config, for_renewal);
+    let renewal = renewal::Renewal::new(client, config.ttl, wanted, told, estate.pods);
+    let told = watching::Told { trust: trust_writer, rotations: rotation_writer, watched: watched_writer };
+    let client = client::Client::new(config, for_watch);
+    let watch = watching::Watch::new(client, config.trust_domain.clone(), certificates.clone(), told);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(renewal.run());
+    tasks.spawn(watch.run());
+    Ok(Identity { certificates, trust, rotations, watched, _tasks: tasks })
+}
+
+/// It is there before anybody asks, and of use before the CA has answered.
+fn inherited_trust(
+    anchors: HashMap<TrustDomain, Vec<CertificateDer<'static>>>,
+    deny: DenyList,
+    sequence: u64,
+) -> Arc<Trust> {
+    let inherited = Trust::default().next(anchors, deny, sequence);
+    inherited.unwrap_or_else(|error| {
+        warn!(%error, "the trust of the agent before this one is not used");
+        Arc::default()
+    })
 }
 
 impl Identity {
@@ -137,18 +176,28 @@ impl Identity {
                 key: key.clone(),
             }
         });
-        Estate { trust: self.trust.borrow().certificates(), pods: pods.collect() }
+        let trust = Arc::clone(&self.trust.borrow());
+        Estate {
+            trust: trust.certificates(),
+            deny: trust.deny().clone(),
+            sequence: trust.sequence(),
+            pods: pods.collect(),
+        }
+    }
+
+    /// The CA's orders to renew certificates before their time: all that still matter.
+    pub fn rotations(&self) -> watch::Receiver<Arc<[Rotation]>> {
+        self.rotations.clone()
+    }
+
+    /// How it stands with the CA's word.
+    pub fn watched(&self) -> watch::Receiver<Watched> {
+        self.watched.clone()
     }
 
     /// Whom to believe.
     pub fn trust(&self) -> watch::Receiver<Arc<Trust>> {
         self.trust.clone()
-    }
-}
-
-impl Drop for Identity {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -1,18 +1,11 @@
 //! The client of `ca.v1`: attests as this node, asks for trust and for pods' certificates.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use agent_core::identity::TrustDomain;
 use ca::wire::ca_client::CaClient;
-use ca::wire::{
-    AttestRequest, ChallengeRequest, SignItem, SignRequest, SignResult, WatchAck, WatchUpdate, attest_message,
-    sign_result,
-};
+use ca::wire::{AttestRequest, ChallengeRequest, SignItem, SignRequest, SignResult, attest_message, sign_result};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -26,12 +19,6 @@ const SESSION: Duration = Duration::from_secs(30 * 60);
 
 /// When that fails, it is tried again after this long; the certificate is good meanwhile.
 const AGAIN: Duration = Duration::from_secs(60);
-
-/// The CA has this long to tell what is in force.
-const WATCH: Duration = Duration::from_secs(10);
-
-/// Anchors of each trust domain, as the CA gives them.
-pub(super) type Anchors = HashMap<TrustDomain, Vec<CertificateDer<'static>>>;
 
 /// A fresh key, and the request that proves it.
 pub(super) struct KeyRequest {
@@ -85,19 +72,6 @@ impl Client {
         Self { place, node, session: None }
     }
 
-    /// Whom to believe. A bundle for a name that is no trust domain spoils the answer.
-    pub(super) async fn trust(&mut self) -> Result<Anchors, String> {
-        let client = self.session().await?;
-        let asked = tokio::time::timeout(WATCH, first_update(client)).await;
-        let asked = asked.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("it tells nothing")));
-        let update = asked.map_err(|status| self.failed(&status))?;
-        let bundles = update.bundles.into_iter().map(|bundle| {
-            let domain = bundle.trust_domain.parse().map_err(|error| format!("the CA's trust: {error}"))?;
-            Ok((domain, bundle.anchors.into_iter().map(CertificateDer::from).collect()))
-        });
-        bundles.collect()
-    }
-
     /// Asks for certificates, one for each item, in their order.
     pub(super) async fn sign(&mut self, items: Vec<SignItem>) -> Result<Vec<Answer>, String> {
         let count = items.len();
@@ -107,7 +81,8 @@ impl Client {
         if answers.len() == count { Ok(answers) } else { Err("the CA's answer has another number of items".into()) }
     }
 
-    async fn session(&mut self) -> Result<CaClient<Channel>, String> {
+    /// A connection as this node's agent: the one before, or a new one.
+    pub(super) async fn session(&mut self) -> Result<CaClient<Channel>, String> {
         let session = self.session.take().filter(|session| session.certificate.is_valid());
         self.session = session;
         if let Some(session) = self.session.as_mut().filter(|session| Instant::now() < session.due) {
@@ -172,25 +147,12 @@ impl Client {
     }
 
     /// After any failure the next call has a new connection, and attests anew if it can.
-    fn failed(&mut self, status: &tonic::Status) -> String {
+    pub(super) fn failed(&mut self, status: &tonic::Status) -> String {
         if let Some(session) = &mut self.session {
             (session.client, session.due) = (None, Instant::now());
         }
         format!("the CA: {}", status.message())
     }
-}
-
-/// Watches until there is an update, and says that it is in force.
-async fn first_update(mut client: CaClient<Channel>) -> Result<WatchUpdate, tonic::Status> {
-    let (acks, sent) = mpsc::channel(2);
-    // There is room for both.
-    drop(acks.try_send(WatchAck::default()));
-    let mut updates = client.watch(ReceiverStream::new(sent)).await?.into_inner();
-    let update = updates.message().await?.ok_or_else(|| tonic::Status::unavailable("it tells nothing"))?;
-    drop(acks.try_send(WatchAck { sequence: update.sequence, ..WatchAck::default() }));
-    drop(acks);
-    while updates.message().await?.is_some() {}
-    Ok(update)
 }
 
 /// Makes a P-256 key and a request that says nothing but that.
@@ -216,7 +178,7 @@ fn answer_of(result: SignResult) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed unwrap is a failed test")]
 
     use super::*;
     use crate::identity::tests::TestCa;
@@ -225,7 +187,7 @@ mod tests {
     async fn due(ca: &TestCa) -> Client {
         let config = ca.node("node-a", "a", Some(&ca.token("node-a")));
         let mut client = Client::new(&config, Node::open(&config).unwrap());
-        client.trust().await.unwrap();
+        client.sign(Vec::new()).await.unwrap();
         client.session.as_mut().unwrap().due = Instant::now();
         client
     }
@@ -248,13 +210,13 @@ mod tests {
             kept_out = stranger.challenge(ChallengeRequest {}).await.is_err();
             strangers.push(stranger);
         }
-        client.trust().await.unwrap();
+        client.sign(Vec::new()).await.unwrap();
         assert_ne!(leaf(&client), first);
         // Also when the connection is lost.
         let second = leaf(&client);
         let session = client.session.as_mut().unwrap();
         (session.client, session.due) = (None, Instant::now());
-        client.trust().await.unwrap();
+        client.sign(Vec::new()).await.unwrap();
         assert_ne!(leaf(&client), second);
     }
 
@@ -265,15 +227,15 @@ mod tests {
         let first = leaf(&client);
         // A name that the CA does not let in by this key.
         client.node.name = "node-x".into();
-        client.trust().await.unwrap();
+        client.sign(Vec::new()).await.unwrap();
         assert_eq!(leaf(&client), first);
         // Nor does a call that fails end it.
         client.failed(&tonic::Status::unavailable(""));
-        client.trust().await.unwrap();
+        client.sign(Vec::new()).await.unwrap();
         assert_eq!(leaf(&client), first);
         // Its end does.
         client.session.as_mut().unwrap().certificate.until = std::time::UNIX_EPOCH;
-        let error = client.trust().await.unwrap_err();
+        let Err(error) = client.sign(Vec::new()).await else { panic!("it is let in") };
         assert!(error.contains("does not attest this node"), "{error}");
         assert!(client.session.is_none());
     }
@@ -284,7 +246,7 @@ mod tests {
         let mut client = due(&ca).await;
         client.session.as_mut().unwrap().due += SESSION;
         let first = leaf(&client);
-        client.trust().await.unwrap();
+        client.sign(Vec::new()).await.unwrap();
         assert_eq!(leaf(&client), first);
     }
 }

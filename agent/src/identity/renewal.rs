@@ -1,4 +1,4 @@
-//! The one writer of certificates and trust. *When* is `agent_core::schedule`'s to say; here are the clock and the calls.
+//! The one writer of certificates. *When* is `agent_core::schedule`'s to say; here are the clock and the calls.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,16 +14,14 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::client::{Answer, Client, KeyRequest, key_request};
-use super::{Certificates, Estate, Inherited};
+use super::{Certificates, Inherited};
 use crate::secure::{Credentials, Trust};
 
 /// The wall clock can be set: it is looked at again at least this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
-/// Trust is asked for again this often.
-const TRUST: Duration = Duration::from_secs(60);
 const BATCH: usize = 50;
 
-/// Keeps certificates and trust current.
+/// Keeps certificates current.
 pub(super) struct Renewal {
     client: Client,
     ttl: Option<Duration>,
@@ -32,14 +30,14 @@ pub(super) struct Renewal {
     /// Until it is known which pods are ours.
     inherited: HashMap<PodUid, Inherited>,
     pods: HashMap<PodUid, Pod>,
-    trust_schedule: Schedule,
     generation: u64,
 }
 
-/// Where it tells what there is.
+/// Where it tells what there is, and what it is told.
 pub(super) struct Told {
     pub(super) certificates: watch::Sender<Arc<Certificates>>,
-    pub(super) trust: watch::Sender<Arc<Trust>>,
+    /// Who is believed: what is not to be believed is not used either.
+    pub(super) trust: watch::Receiver<Arc<Trust>>,
 }
 
 struct Pod {
@@ -55,16 +53,10 @@ impl Renewal {
         ttl: Option<Duration>,
         wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
         told: Told,
-        estate: Estate,
+        pods: Vec<Inherited>,
     ) -> Self {
-        let trust_schedule = Schedule::new(now());
-        match Trust::new(estate.trust) {
-            Ok(trust) => _ = told.trust.send_replace(trust),
-            Err(error) => warn!(%error, "the trust of the agent before this one is not used"),
-        }
-        let inherited = estate.pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
-        let mut renewal =
-            Self { client, ttl, wanted, told, inherited, pods: HashMap::new(), trust_schedule, generation: 0 };
+        let inherited = pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+        let mut renewal = Self { client, ttl, wanted, told, inherited, pods: HashMap::new(), generation: 0 };
         // What was inherited is there before anybody asks, and of use before the CA has answered.
         renewal.follow_wanted();
         renewal.publish();
@@ -75,15 +67,18 @@ impl Renewal {
         loop {
             self.follow_wanted();
             self.publish();
-            self.renew_trust().await;
-            self.renew_certificates().await;
-            self.publish();
-            let pods = self.pods.values().map(|pod| pod.schedule.next());
-            let next = pods.chain([self.trust_schedule.next()]).min().unwrap_or_default();
-            let wait = next.saturating_sub(now()).min(LOOK_AGAIN).max(Duration::from_millis(10));
+            // Before the CA has said whom to believe, no certificate could be accepted.
+            let blind = *self.told.trust.borrow_and_update() == Arc::default();
+            if !blind {
+                self.renew_certificates().await;
+                self.publish();
+            }
+            let next = self.pods.values().filter(|_| !blind).map(|pod| pod.schedule.next()).min();
+            let wait = next.map_or(LOOK_AGAIN, |next| next.saturating_sub(now()).min(LOOK_AGAIN));
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
-                () = sleep(wait) => {}
+                changed = self.told.trust.changed(), if blind => if changed.is_err() { return },
+                () = sleep(wait.max(Duration::from_millis(10))) => {}
             }
         }
     }
@@ -105,30 +100,6 @@ impl Renewal {
         }
         if !wanted.is_empty() {
             self.inherited.clear();
-        }
-    }
-
-    async fn renew_trust(&mut self) {
-        if !self.trust_schedule.is_due(now()) {
-            return;
-        }
-        let fetched = self.client.trust().await;
-        match fetched.and_then(|anchors| Trust::new(anchors).map_err(|error| error.to_string())) {
-            Ok(trust) => {
-                self.trust_schedule = Schedule::new(now() + TRUST);
-                self.told.trust.send_if_modified(|current| {
-                    let changed = **current != *trust;
-                    if changed {
-                        *current = trust;
-                    }
-                    changed
-                });
-            }
-            // What was believed stays believed: trust is never lost by an outage.
-            Err(error) => {
-                warn!(%error, "cannot renew trust");
-                self.trust_schedule.failed(now(), rand::random());
-            }
         }
     }
 

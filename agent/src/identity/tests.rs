@@ -10,7 +10,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-mod watched;
+pub(super) mod watched;
 
 use super::client::key_request;
 use super::node::Node;
@@ -30,7 +30,7 @@ type Running = (oneshot::Sender<()>, tokio::task::JoinHandle<Result<(), ca::CaEr
 /// A real CA on loopback, with a state of its own.
 pub(super) struct TestCa {
     folder: tempfile::TempDir,
-    config: ca::config::Config,
+    pub(super) config: ca::config::Config,
     running: Option<Running>,
 }
 
@@ -46,7 +46,7 @@ impl TestCa {
         ca
     }
 
-    async fn run(&mut self) {
+    pub(super) async fn run(&mut self) {
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = ca::run(self.config.clone(), async {
             let _ = stopped.await;
@@ -57,7 +57,7 @@ impl TestCa {
         }
     }
 
-    async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self) {
         let (stop, task) = self.running.take().unwrap();
         let _ = stop.send(());
         task.await.unwrap().unwrap();

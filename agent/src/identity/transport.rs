@@ -24,6 +24,8 @@ use zeroize::Zeroizing;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const CALL: Duration = Duration::from_secs(10);
+/// A CA that says nothing is asked whether it lives after this.
+const ALIVE: Duration = Duration::from_secs(10);
 
 /// Which CA to believe, and where it is.
 #[derive(Clone, Debug)]
@@ -69,6 +71,8 @@ pub(super) async fn connect(place: &CaPlace, certificate: Option<&AgentCertifica
         }
     });
     let endpoint = Endpoint::from_static("http://ca").connect_timeout(CONNECT).timeout(CALL);
+    // While a call is open: a CA that has vanished is noticed, and is said to be away.
+    let endpoint = endpoint.http2_keep_alive_interval(ALIVE).keep_alive_timeout(CONNECT);
     let channel = endpoint.connect_with_connector(connector).await;
     channel.map_err(|error| format!("cannot reach the CA at {address}: {}", causes(&error)))
 }

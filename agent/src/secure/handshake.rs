@@ -20,7 +20,7 @@ use super::channel::{Channel, ChannelError};
 use super::credentials::Credentials;
 use super::provider::provider;
 use super::session::Session;
-use super::trust::{Ends, Trust};
+use super::trust::Trust;
 use super::verifier::{Expected, Verifier};
 use super::verify::VerifyError;
 use super::wire::Wire;
@@ -117,7 +117,7 @@ async fn shake_hands(
         return Err(HandshakeError::Refused(rustls::Error::NoApplicationProtocol));
     }
     let peer = verifier.proven().ok_or_else(|| ours("no certificate was verified"))?;
-    Ok(Channel::new(wire, Ends { own: Arc::clone(credentials.as_peer()), peer }))
+    Ok(Channel::new(wire, verifier.trust().ends(Arc::clone(credentials.as_peer()), peer)))
 }
 
 fn client_config(credentials: &Credentials, verifier: Arc<Verifier>) -> Result<ClientConfig, rustls::Error> {

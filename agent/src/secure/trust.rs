@@ -1,7 +1,7 @@
 //! Whom to believe: trust anchors for each trust domain, never pooled, and whom to deny in spite of them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent_core::deny::{Denied, DenyList};
 use agent_core::directory::Directory;
@@ -52,14 +52,26 @@ pub struct Ends {
     pub own: Arc<VerifiedPeer>,
     /// The far end.
     pub peer: VerifiedPeer,
+    tunnels: Tunnels,
 }
 
+/// How many tunnels there are, by the anchor that vouched for their far ends. One count for all snapshots.
+type Tunnels = Arc<Mutex<HashMap<KeyHash, u32>>>;
+
 /// Trust anchors, each for one trust domain only, and the deny-list. An immutable snapshot.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Trust {
     domains: HashMap<TrustDomain, Vec<Anchor>>,
     deny: DenyList,
     sequence: u64,
+    tunnels: Tunnels,
+}
+
+impl PartialEq for Trust {
+    /// Whether both say the same.
+    fn eq(&self, other: &Self) -> bool {
+        (&self.domains, &self.deny, self.sequence) == (&other.domains, &other.deny, other.sequence)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -72,24 +84,31 @@ struct Anchor {
 }
 
 impl Trust {
-    /// Checks each certificate and keeps what a verification needs. webpki knows neither an anchor's dates nor its key
-    /// usage, so they are judged here. Nobody is denied yet.
+    /// These anchors, and nobody denied, before the CA has said anything; see [`Self::next`].
+    ///
+    /// # Errors
+    /// [`TrustError`].
+    pub fn new(domains: HashMap<TrustDomain, Vec<CertificateDer<'static>>>) -> Result<Arc<Self>, TrustError> {
+        Self::default().next(domains, DenyList::default(), 0)
+    }
+
+    /// What follows this snapshot: checks each certificate and keeps what a verification needs. webpki knows neither an
+    /// anchor's dates nor its key usage, so they are judged here. `sequence` is the CA's.
     ///
     /// # Errors
     /// [`TrustError`]: one bad certificate spoils the whole, a part of the anchors would be a surprise.
-    pub fn new(domains: HashMap<TrustDomain, Vec<CertificateDer<'static>>>) -> Result<Arc<Self>, TrustError> {
+    pub fn next(
+        &self,
+        domains: HashMap<TrustDomain, Vec<CertificateDer<'static>>>,
+        deny: DenyList,
+        sequence: u64,
+    ) -> Result<Arc<Self>, TrustError> {
         let checked = domains.into_iter().map(|(domain, certificates)| {
             let anchors = certificates.iter().map(Anchor::new).collect::<Result<Vec<_>, _>>()?;
             Ok((domain, anchors))
         });
-        let domains = checked.collect::<Result<_, _>>()?;
-        Ok(Arc::new(Self { domains, deny: DenyList::default(), sequence: 0 }))
-    }
-
-    /// The same anchors under this deny-list, as the CA's state was at `sequence`.
-    #[must_use]
-    pub fn under(&self, deny: DenyList, sequence: u64) -> Arc<Self> {
-        Arc::new(Self { domains: self.domains.clone(), deny, sequence })
+        let (domains, tunnels) = (checked.collect::<Result<_, _>>()?, Arc::clone(&self.tunnels));
+        Ok(Arc::new(Self { domains, deny, sequence, tunnels }))
     }
 
     /// Whom to deny.
@@ -142,6 +161,24 @@ impl Trust {
         anchors.iter().filter(move |anchor| (anchor.not_before..anchor.not_after).contains(&now.as_secs()))
     }
 
+    /// How many living tunnels there are, by the anchor that vouched for their far ends, under this and earlier snapshots.
+    pub fn tunnels(&self) -> HashMap<KeyHash, u32> {
+        lock(&self.tunnels).clone()
+    }
+
+    /// Two ends that have proved themselves under this snapshot.
+    pub(super) fn ends(&self, own: Arc<VerifiedPeer>, peer: VerifiedPeer) -> Ends {
+        if let Some(anchor) = peer.anchor() {
+            *lock(&self.tunnels).entry(*anchor).or_default() += 1;
+        }
+        Ends { own, peer, tunnels: Arc::clone(&self.tunnels) }
+    }
+
+    /// Whether anybody of this trust domain can be believed now.
+    pub fn has_valid_anchor(&self, domain: &TrustDomain) -> bool {
+        self.valid(domain, UnixTime::now()).next().is_some()
+    }
+
     /// The certificates that it was made of.
     pub fn certificates(&self) -> HashMap<TrustDomain, Vec<CertificateDer<'static>>> {
         let of = |anchors: &Vec<Anchor>| anchors.iter().map(|anchor| anchor.certificate.clone()).collect();
@@ -152,6 +189,23 @@ impl Trust {
     pub fn knows(&self, domain: &TrustDomain) -> bool {
         self.domains.contains_key(domain)
     }
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let Some(anchor) = self.peer.anchor() else { return };
+        let mut tunnels = lock(&self.tunnels);
+        if let Some(count) = tunnels.get_mut(anchor) {
+            *count -= 1;
+            if *count == 0 {
+                tunnels.remove(anchor);
+            }
+        }
+    }
+}
+
+fn lock(tunnels: &Tunnels) -> MutexGuard<'_, HashMap<KeyHash, u32>> {
+    tunnels.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Anchor {

@@ -35,6 +35,11 @@ impl Verifier {
         Arc::new(Self { trust: Arc::clone(trust), expected, verdict: OnceLock::new() })
     }
 
+    /// What it judges by.
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// The peer, to be asked for when the handshake has finished; `None` if it showed no certificate that we accept.
     pub(super) fn proven(&self) -> Option<VerifiedPeer> {
         self.verdict.get()?.as_ref().ok().map(Leaf::proven)

@@ -15,7 +15,7 @@ fn key_of(certificate: &CertificateDer<'_>) -> KeyHash {
 fn denying(trust: &Trust, deny: impl FnOnce(&mut DenyList)) -> Arc<Trust> {
     let mut list = DenyList::default();
     deny(&mut list);
-    trust.under(list, 1)
+    trust.next(trust.certificates(), list, 1).unwrap()
 }
 
 fn nobody() -> Directory {
