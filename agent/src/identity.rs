@@ -95,6 +95,12 @@ impl Certificates {
         self.held.len() == other.held.len() && self.held.iter().all(same) && self.refusals == other.refusals
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(credentials: &Arc<Credentials>) -> Arc<Self> {
+        let held = HashMap::from([(credentials.uid().clone(), Arc::clone(credentials))]);
+        Arc::new(Self { held, refusals: HashMap::new() })
+    }
+
     /// The anchor's key of each certificate that is held.
     fn anchors(&self) -> impl Iterator<Item = KeyHash> {
         self.held.values().filter_map(|held| held.as_peer().anchor().copied())

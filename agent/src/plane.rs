@@ -181,3 +181,6 @@ async fn aged(since: Instant, most: Option<Duration>) {
         None => pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;
