@@ -85,8 +85,13 @@ fn tunnels(pod: &Pod) -> usize {
 /// The hash of the pod's key, as the CA's audit has it.
 fn key(mesh: &Mesh, pod: &Pod) -> String {
     let said = mesh.ca.said();
-    let issued = said.lines().filter(|line| line.contains("issued") && line.contains(&pod.uid)).next_back().unwrap();
+    let issued = said.lines().rfind(|line| line.contains("issued") && line.contains(&pod.uid)).unwrap();
     issued.split(|letter: char| !letter.is_ascii_hexdigit()).find(|word| word.len() == 64).unwrap().to_owned()
+}
+
+/// Not a promise, but worth to be seen (`--nocapture`).
+fn figure(what: &str, denied: Instant) {
+    eprintln!("{what}: ended {:?} after the command", denied.elapsed());
 }
 
 /// Denies, looks at everybody, and takes it back.
@@ -108,7 +113,7 @@ fn cut_off(mesh: &Mesh, scene: &Scene, what: [&str; 2], siblings_too: bool) {
     for live in &mut ended {
         traffic::expect_reset(&mut live.0);
     }
-    println!("{}: ended within {:?} of the command", what[0], denied.elapsed());
+    figure(what[0], denied);
     wait::until("the idle tunnels are gone too", || (tunnels(&scene.victim) == 0).then_some(()));
     for way in scene.denied() {
         assert!(!served(way), "{what:?}: {} → {} is served", way.0.name, way.1);
@@ -184,7 +189,7 @@ fn in_an_agent_that_drains() {
     for live in &mut ended {
         traffic::expect_reset(&mut live.0);
     }
-    println!("in draining agents: ended within {:?} of the command", denied.elapsed());
+    figure("in draining agents", denied);
     assert!(scene.denied().iter().all(|way| !served(*way)));
     living.iter_mut().for_each(Live::exchange);
     drop(living);

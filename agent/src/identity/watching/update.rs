@@ -87,7 +87,7 @@ fn deny_list(told: &wire::DenyList) -> Result<DenyList, Rejection> {
     let serial = |denied: &wire::DeniedSerial| {
         let serial = &denied.serial;
         let is_hex = serial.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-        let is_short = (1..=LONGEST_SERIAL).contains(&serial.len()) && serial.len() % 2 == 0;
+        let is_short = (1..=LONGEST_SERIAL).contains(&serial.len()) && serial.len().is_multiple_of(2);
         if !is_hex || !is_short || serial.starts_with("00") {
             return Err(Rejection::Serial(serial.clone()));
         }
