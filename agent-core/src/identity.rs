@@ -6,9 +6,6 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-/// SHA-256 of a public key's SubjectPublicKeyInfo.
-pub type KeyHash = [u8; 32];
-
 /// Why a text is not a SPIFFE ID, trust domain or pod UID (SPIFFE-ID §2, canonical form only).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum IdentityError {
@@ -43,6 +40,19 @@ pub struct SpiffeId {
 /// A pod's UID as Kubernetes gives it (a UUID, or 32 hex digits for a static pod): 1 to 63 bytes of `[A-Za-z0-9-]`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(Arc<str>);
+
+/// SHA-256 of a public key's SubjectPublicKeyInfo (RFC 5280 §4.1), DER.
+pub type KeyHash = [u8; 32];
+
+/// Shows bytes as lower-case hex.
+#[derive(Clone, Copy)]
+pub struct Hex<'a>(pub &'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 impl TrustDomain {
     /// The trust domain's name.

@@ -8,6 +8,7 @@
 //! | [`identity`] | which SPIFFE IDs and pod UIDs are well formed |
 //! | [`directory`] | who is where: an immutable, indexed snapshot |
 //! | [`route`] | where a captured connection goes |
+//! | [`deny`] | whom nobody speaks with any more |
 //! | [`policy`] | whether it may: a [`policy::Permit`], or who says no |
 //! | [`tunnel`] | the wire protocol `mantle/1` between two agents, as a state machine |
 //! | [`lifecycle`] | when a pod's certificate is asked for, used, renewed and given up |
@@ -17,6 +18,7 @@
 
 pub mod address;
 pub mod cgroup;
+pub mod deny;
 pub mod directory;
 pub mod document;
 pub mod identity;

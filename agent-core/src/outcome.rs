@@ -59,6 +59,8 @@ labels!(
         ProtocolViolation = "protocol_violation",
         /// A drain reached its deadline.
         Drained = "drained",
+        /// It was as old as the operator lets connections get.
+        MaxAge = "max_age",
         /// No source port, descriptor or memory was left.
         Exhausted = "exhausted",
         /// A defect of the agent's.
@@ -107,6 +109,7 @@ pub fn refused_for(close: Close, blame: Blame) -> Option<Duration> {
         | Close::TunnelLost
         | Close::ProtocolViolation
         | Close::Drained
+        | Close::MaxAge
         | Close::Exhausted
         | Close::AgentFailed => false,
     };

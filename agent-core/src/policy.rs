@@ -1,10 +1,12 @@
 //! Whether a connection may: a [`Permit`], or who says no. No match is a no.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
 use crate::address::EndpointAddr;
 use crate::directory::{Directory, Pod};
-use crate::identity::{PodUid, SpiffeId};
+use crate::identity::{KeyHash, PodUid, SpiffeId};
 use crate::outcome::{Blame, Close};
 use crate::route::{MeshRoute, PlainRoute, Why};
 
@@ -79,13 +81,20 @@ pub struct VerifiedPeer {
     uid: Option<PodUid>,
     serial: String,
     not_after: u64,
+    path: Arc<[KeyHash]>,
 }
 
 impl VerifiedPeer {
     /// Asserts that a handshake with this peer has finished and its certificate was verified. To be called by the
-    /// verifier alone. `not_after` is in seconds since 1970.
-    pub fn assertion(identity: SpiffeId, uid: Option<PodUid>, serial: String, not_after: u64) -> Self {
-        Self { identity, uid, serial, not_after }
+    /// verifier alone. `not_after` is in seconds since 1970; `path` is the accepted path's keys, from the leaf's to the anchor's.
+    pub fn assertion(
+        identity: SpiffeId,
+        uid: Option<PodUid>,
+        serial: String,
+        not_after: u64,
+        path: Arc<[KeyHash]>,
+    ) -> Self {
+        Self { identity, uid, serial, not_after, path }
     }
 
     /// The certificate's one SPIFFE ID.
@@ -106,6 +115,16 @@ impl VerifiedPeer {
     /// When the certificate ends, in seconds since 1970.
     pub fn not_after(&self) -> u64 {
         self.not_after
+    }
+
+    /// The keys of the path that was accepted, from the leaf's to the anchor's.
+    pub fn path(&self) -> &[KeyHash] {
+        &self.path
+    }
+
+    /// The key of the anchor that vouched for it.
+    pub fn anchor(&self) -> Option<&KeyHash> {
+        self.path.last()
     }
 }
 
@@ -235,7 +254,8 @@ mod tests {
     use crate::route::{Choice, Route, resolve};
 
     fn peer(identity: &str, uid: Option<&str>) -> VerifiedPeer {
-        VerifiedPeer::assertion(identity.parse().unwrap(), uid.map(|uid| uid.parse().unwrap()), "01".into(), 0)
+        let uid = uid.map(|uid| uid.parse().unwrap());
+        VerifiedPeer::assertion(identity.parse().unwrap(), uid, "01".into(), 0, [].into())
     }
 
     #[test]

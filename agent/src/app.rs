@@ -18,11 +18,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::capture::{Capture, StartError, Strangers};
 use crate::config::Config;
-use crate::directory::{Counted, Report, Source, SourceError, StatusFile};
+use crate::directory::{Counted, Report, Source, SourceError, StatusFile, TrustStatus};
 use crate::drain::{self, Drained};
 use crate::enrolment::{Enrolment, Looks};
 use crate::handover::{self, Door, HandOverError, Inheritance, Predecessor, Successor, Taken};
-use crate::identity::{self, Identity, IdentityError};
+use crate::identity::{self, Identity, IdentityError, Watched};
 use crate::legacy::Look;
 use crate::plane::Plane;
 use crate::report::{RecordError, Writer};
@@ -206,6 +206,7 @@ impl Duty {
     /// Follows the directory and the certificates until asked to stop, or until a successor serves.
     async fn run(&mut self, socket: &Path, predecessor: Option<Predecessor>) -> Result<Leave, AppError> {
         let (mut directory, mut certificates) = (self.plane.directory.clone(), self.plane.certificates.clone());
+        let (mut watched, mut trust) = (self.identity.watched(), self.plane.trust.clone());
         let mut problem = self.source.problem();
         let mut takeover = predecessor.map(|predecessor| (predecessor, Instant::now() + TAKE_OVER));
         let mut door = if takeover.is_none() { Some(open_door(socket)?) } else { None };
@@ -219,7 +220,7 @@ impl Duty {
             let applied = self.enrolment.apply(&snapshot, &held).await;
             let told = problem.borrow_and_update().clone();
             let report = Report { problem: told.or(applied.problem), ..applied };
-            self.status.write(&report, &self.counted());
+            self.status.write(&report, &self.trust(), &self.counted());
             let ready = |&mut (_, until): &mut (Predecessor, Instant)| {
                 until <= Instant::now() || self.enrolment.is_serving(&held)
             };
@@ -242,15 +243,23 @@ impl Duty {
                     Ok(()) = certificates.changed() => break,
                     Ok(()) = problem.changed() => break,
                     () = until(due) => break,
+                    Ok(()) = watched.changed() => self.status.write(&report, &self.trust(), &self.counted()),
+                    Ok(()) = trust.changed() => self.status.write(&report, &self.trust(), &self.counted()),
                     found = unknown(&mut strangers) => self.enrolment.classify(&found, &snapshot),
                     _ = now_and_then.tick() => {
                         self.enrolment.forget_gone();
                         self.enrolment.look(&snapshot, Look::Again);
-                        self.status.write(&report, &self.counted());
+                        self.status.write(&report, &self.trust(), &self.counted());
                     }
                 }
             }
         }
+    }
+
+    fn trust(&self) -> TrustStatus {
+        let watched = self.identity.watched().borrow().clone();
+        let Watched { connected, since, skew_ms, problem } = watched;
+        TrustStatus { sequence: self.plane.trust().sequence(), connected, since, skew_ms, problem }
     }
 
     fn counted(&self) -> Counted {

@@ -57,6 +57,8 @@ pub struct TunnelConfig {
     pub max_uses: u32,
     /// How long an idle tunnel is kept.
     pub idle: Duration,
+    /// How old a connection may get, and a tunnel that takes another one; no limit if unset.
+    pub max_age: Option<Duration>,
 }
 
 impl Config {
@@ -168,16 +170,18 @@ fn ca_section(node: &Node, folder: &Path, problems: &mut Problems) -> Option<Ca>
 }
 
 fn tunnel_config(node: Option<&Node>, problems: &mut Problems) -> Option<TunnelConfig> {
-    let defaults = TunnelConfig { max_uses: 0, idle: Duration::from_secs(15) };
+    let defaults = TunnelConfig { max_uses: 0, idle: Duration::from_secs(15), max_age: None };
     let Some(node) = node else { return Some(defaults) };
     let mut section = Section::of(node, "`tunnel`", problems)?;
     let max_uses = section.optional("max_uses");
     let idle = section.optional("idle");
+    let max_age = section.optional("max_age");
     section.end(problems);
     let small = |text: &str| text.parse::<u32>().map_err(|_| "must be a whole number, 0 (no limit) or more");
     let max_uses = max_uses.map_or(Some(0), |node| node.parse("`tunnel.max_uses`", small, problems));
     let idle = idle.map_or(Some(defaults.idle), |node| node.duration_up_to(LONGEST_IDLE, "`tunnel.idle`", problems));
-    Some(TunnelConfig { max_uses: max_uses?, idle: idle? })
+    let max_age = max_age.map_or(Some(None), |node| node.duration("`tunnel.max_age`", problems).map(Some));
+    Some(TunnelConfig { max_uses: max_uses?, idle: idle?, max_age: max_age? })
 }
 
 /// A cgroup's path as a path below the cgroup2 root.
@@ -225,6 +229,7 @@ ca:
   join_token_file: token
 tunnel:
   max_uses: 1
+  max_age: 8h
 ";
 
     #[test]
@@ -235,6 +240,7 @@ tunnel:
         assert_eq!(config.records, Path::new("-"));
         assert_eq!(config.identity.join_token_file.as_deref(), Some(Path::new("/etc/mantle/token")));
         assert_eq!((config.tunnel.max_uses, config.tunnel.idle), (1, Duration::from_secs(15)));
+        assert_eq!(config.tunnel.max_age, Some(Duration::from_secs(8 * 3600)));
         assert_eq!(config.capture.bpffs, Path::new("/sys/fs/bpf"));
         assert_eq!((config.capture.pods_cgroup, config.capture.allow_unknown), (None, false));
         let watched = Config::parse(&format!("{GOOD}pods_cgroup: /kubepods.slice\n"), Path::new("/")).unwrap();

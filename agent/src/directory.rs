@@ -19,7 +19,7 @@ mod connections;
 mod status;
 
 pub use connections::{LISTED, LegacyConnection, PodConnections};
-pub use status::{Counted, PodState, PodStatus, Report, StatusFile};
+pub use status::{Counted, PodState, PodStatus, Report, StatusFile, TrustStatus};
 
 /// How often the file is read even if nothing was noticed: inotify does not see every file system's changes.
 const POLL: Duration = Duration::from_secs(10);

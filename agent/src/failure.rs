@@ -8,7 +8,7 @@ use agent_core::tunnel::{RefuseReason, ResetReason};
 use crate::capture::DialError;
 use crate::relay::{Ended, Stop};
 use crate::report::{Direction, Record};
-use crate::secure::HandshakeError;
+use crate::secure::{Distrust, HandshakeError};
 
 /// Why a connection was not carried at all.
 #[derive(Debug)]
@@ -132,6 +132,12 @@ impl Failure {
     }
 }
 
+impl From<Distrust> for Failure {
+    fn from(distrust: Distrust) -> Self {
+        Self::new(Close::Denied, Blame::Operator, distrust)
+    }
+}
+
 impl From<HandshakeError> for Failure {
     fn from(error: HandshakeError) -> Self {
         Self::new(Close::HandshakeFailed, error.blame(), error)
@@ -148,6 +154,7 @@ impl Ended {
     /// For a person to read, where the record's word is not all.
     pub fn detail(&self) -> Option<String> {
         match self {
+            Self::Stopped(Stop::Distrusted(distrust)) => Some(distrust.to_string()),
             Self::Finished | Self::Repeat | Self::TunnelLost | Self::NoAnswer | Self::Doubted | Self::Stopped(_) => {
                 None
             }
@@ -185,7 +192,8 @@ impl Ended {
             }
             Self::Violation(_) => (Close::ProtocolViolation, Blame::Peer),
             Self::NoAnswer | Self::Doubted => (Close::TimedOut, Blame::Peer),
-            Self::Stopped(Stop::Revoked) => (Close::Revoked, Blame::Operator),
+            Self::Stopped(Stop::Revoked | Stop::Distrusted(_)) => (Close::Revoked, Blame::Operator),
+            Self::Stopped(Stop::MaxAge) => (Close::MaxAge, Blame::Operator),
             Self::Stopped(Stop::CertificateGone) => (Close::NoCertificate, Blame::Operator),
             Self::Stopped(Stop::Drained) => (Close::Drained, Blame::Operator),
             Self::Bug(_) => (Close::AgentFailed, Blame::Ours),
@@ -218,6 +226,7 @@ fn reset(reason: ResetReason, by_application: Close) -> (Close, Blame) {
         ResetReason::Protocol => (Close::ProtocolViolation, Blame::Ours),
         ResetReason::Revoked => (Close::Revoked, Blame::Operator),
         ResetReason::Drained => (Close::Drained, Blame::Operator),
+        ResetReason::MaxAge => (Close::MaxAge, Blame::Operator),
         ResetReason::Expired => (Close::NoCertificate, Blame::Operator),
         ResetReason::Delivered => (Close::TunnelLost, Blame::Network),
         ResetReason::Agent | ResetReason::Unknown(_) => (Close::TunnelLost, Blame::Peer),

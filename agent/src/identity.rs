@@ -1,28 +1,32 @@
 //! Keeps each of our pods' certificates current.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
+use agent_core::deny::DenyList;
+use agent_core::identity::{KeyHash, PodUid, SpiffeId, TrustDomain};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::secure::{Credentials, Trust};
 
-mod anchors;
 mod calls;
 mod client;
 mod clock;
 mod node;
 mod renewal;
+mod roots;
 mod transport;
+mod watching;
 
 pub use node::IdentityError;
+pub use watching::{Rotation, Watched};
 
 /// The agent's slice of the configuration.
 #[derive(Clone, Debug)]
@@ -46,6 +50,10 @@ pub struct IdentityConfig {
 pub struct Estate {
     /// Whom to believe.
     pub trust: HashMap<TrustDomain, Vec<CertificateDer<'static>>>,
+    /// Whom to deny.
+    pub deny: DenyList,
+    /// The CA's sequence, as of which the two are.
+    pub sequence: u64,
     /// Each pod's certificate and key.
     pub pods: Vec<Inherited>,
 }
@@ -94,15 +102,6 @@ pub struct Standing {
     pub error: Option<String>,
 }
 
-/// What the CA orders.
-#[derive(Clone, Debug, Default)]
-pub struct Orders {
-    /// Everybody is to have a new certificate: the order's generation, which counts up, and within which time.
-    pub rotate: Option<(u64, Duration)>,
-    /// These pods have no certificate from now on, and are not asked for.
-    pub denied: HashSet<PodUid>,
-}
-
 impl Certificates {
     /// The pod's certificate and key, if they are valid now: whoever keeps them current may be waiting for the CA.
     pub fn get(&self, pod: &PodUid) -> Option<&Arc<Credentials>> {
@@ -122,6 +121,17 @@ impl Certificates {
         self.held.len() == other.held.len() && self.held.iter().all(same) && self.refusals == other.refusals
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(credentials: &Arc<Credentials>) -> Arc<Self> {
+        let held = HashMap::from([(credentials.uid().clone(), Arc::clone(credentials))]);
+        Arc::new(Self { held, ..Self::default() })
+    }
+
+    /// The anchor's key of each certificate that is held.
+    fn anchors(&self) -> impl Iterator<Item = KeyHash> {
+        self.held.values().filter_map(|held| held.as_peer().anchor().copied())
+    }
+
     /// Why the CA gives the pod none, if it said so.
     pub fn refusal(&self, pod: &PodUid) -> Option<&str> {
         self.refusals.get(pod).map(String::as_str)
@@ -133,7 +143,8 @@ impl Certificates {
 pub struct Identity {
     certificates: watch::Receiver<Arc<Certificates>>,
     trust: watch::Receiver<Arc<Trust>>,
-    orders: watch::Sender<Orders>,
+    rotations: watch::Receiver<Arc<[Rotation]>>,
+    watched: watch::Receiver<Watched>,
     /// They end with it.
     _tasks: JoinSet<()>,
 }
@@ -149,19 +160,38 @@ pub fn start(
     estate: Estate,
 ) -> Result<Identity, IdentityError> {
     let node = node::Node::open(config)?;
-    let (calls, connection) = calls::open(client::Client::new(config, node));
+    let (calls, connection) = calls::open(client::Client::new(config, node.clone()));
+    // A stream that hangs holds up no certificate: it has a connection of its own.
+    let for_watch = client::Client::new(config, node);
     let (certificate_writer, certificates) = watch::channel(Arc::default());
-    let (trust_writer, trust) = watch::channel(Arc::default());
-    let (orders, ordered) = watch::channel(Orders::default());
+    let (trust_writer, trust) = watch::channel(inherited_trust(estate.trust, estate.deny, estate.sequence));
+    let (rotation_writer, rotations) = watch::channel(Arc::default());
+    let (watched_writer, watched) = watch::channel(Watched::nothing());
     let ca_back = Arc::new(Notify::new());
-    let fetch = anchors::TrustFetch::new(calls.clone(), trust_writer, estate.trust, Arc::clone(&ca_back));
-    let told = renewal::Told { wanted, trust: trust.clone(), orders: ordered, ca_back };
-    let renewal = renewal::Renewal::new((calls, clock::SystemClock), config.ttl, told, certificate_writer, estate.pods);
+    let told =
+        renewal::Told { wanted, trust: trust.clone(), rotations: rotations.clone(), ca_back: Arc::clone(&ca_back) };
+    let asks = renewal::Asks { node: config.node.clone(), ttl: config.ttl };
+    let renewal = renewal::Renewal::new((calls, clock::SystemClock), asks, told, certificate_writer, estate.pods);
+    let told = watching::Told { trust: trust_writer, rotations: rotation_writer, watched: watched_writer, ca_back };
+    let watch = watching::Watch::new(for_watch, config.trust_domain.clone(), certificates.clone(), told);
     let mut tasks = JoinSet::new();
     tasks.spawn(connection);
-    tasks.spawn(fetch.run());
     tasks.spawn(renewal.run());
-    Ok(Identity { certificates, trust, orders, _tasks: tasks })
+    tasks.spawn(watch.run());
+    Ok(Identity { certificates, trust, rotations, watched, _tasks: tasks })
+}
+
+/// It is there before anybody asks, and of use before the CA has answered.
+fn inherited_trust(
+    anchors: HashMap<TrustDomain, Vec<CertificateDer<'static>>>,
+    deny: DenyList,
+    sequence: u64,
+) -> Arc<Trust> {
+    let inherited = Trust::default().next(anchors, deny, sequence);
+    inherited.unwrap_or_else(|error| {
+        warn!(%error, "the trust of the agent before this one is not used");
+        Arc::default()
+    })
 }
 
 impl Identity {
@@ -182,12 +212,23 @@ impl Identity {
                 key: key.clone(),
             }
         });
-        Estate { trust: self.trust.borrow().certificates(), pods: pods.collect() }
+        let trust = Arc::clone(&self.trust.borrow());
+        Estate {
+            trust: trust.certificates(),
+            deny: trust.deny().clone(),
+            sequence: trust.sequence(),
+            pods: pods.collect(),
+        }
     }
 
-    /// Where what the CA orders is to be written.
-    pub fn orders(&self) -> &watch::Sender<Orders> {
-        &self.orders
+    /// The CA's orders to renew certificates before their time: all that still matter.
+    pub fn rotations(&self) -> watch::Receiver<Arc<[Rotation]>> {
+        self.rotations.clone()
+    }
+
+    /// How it stands with the CA's word.
+    pub fn watched(&self) -> watch::Receiver<Watched> {
+        self.watched.clone()
     }
 
     /// Whom to believe.

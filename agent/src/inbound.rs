@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::plane::Plane;
 use crate::relay::{self, Application, Ended, Outcome, Request, Stop, Tunnel};
 use crate::report::{Direction, Party, Record};
-use crate::secure::{self, Credentials};
+use crate::secure::{self, Credentials, Ends};
 
 mod given_up;
 mod handshakes;
@@ -60,6 +60,10 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
         warn!(pod = %pod.uid(), peer = %from, "refused a tunnel: too many handshakes are under way");
         return;
     };
+    if let Err(distrust) = plane.trusts_own(&credentials) {
+        info!(pod = %pod.uid(), peer = %from, %distrust, "refused a tunnel");
+        return;
+    }
     let channel = match secure::accept(socket, &credentials, &plane.trust()).await {
         Ok(channel) => channel,
         Err(error) => {
@@ -90,10 +94,16 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
 impl Secured<'_> {
     /// The next connection that is asked for, until the tunnel is over or given up.
     async fn next(&self, tunnel: &mut Tunnel<Acceptor>, entry: &Entry) -> Option<Request> {
+        let ends = Arc::clone(tunnel.channel.ends());
+        let outdated = self.plane.outdated(&self.credentials, tunnel.channel.since());
         let request = tokio::select! {
             biased;
             () = entry.given_up() => None,
-            request = tunnel.next_open(&self.plane.drain) => request,
+            distrust = self.plane.distrusted(&ends) => {
+                info!(pod = %self.pod.uid(), peer = %self.from, %distrust, "ended an idle tunnel");
+                None
+            }
+            request = tunnel.next_open(&self.plane.drain, outdated) => request,
         };
         request.filter(|_| entry.opening())
     }
@@ -105,7 +115,8 @@ impl Secured<'_> {
         mut request: Request,
         record: &mut Record,
     ) -> Option<Ended> {
-        let peer = tunnel.channel.peer().clone();
+        let ends = Arc::clone(tunnel.channel.ends());
+        let peer = &ends.peer;
         self.describe(tunnel, &request, record);
         let mut early = std::mem::take(&mut request.early);
         if let Some(ended) = end_former(entry, &request, record) {
@@ -115,7 +126,7 @@ impl Secured<'_> {
         let answer = tokio::select! {
             biased;
             () = entry.given_up() => Err(Ended::Stopped(Stop::GivenUp)),
-            answer = tunnel.while_opening(&mut early, self.prepare(&peer, &request)) => answer,
+            answer = tunnel.while_opening(&mut early, self.prepare(&ends, &request)) => answer,
         };
         let answer = match answer {
             Ok(Ok(_)) if !entry.open() => Err(Ended::Stopped(Stop::GivenUp)),
@@ -132,9 +143,10 @@ impl Secured<'_> {
         record.permitted(permit.policy(), permit.revision());
         // Relay, under a permit that is judged again with every change.
         let (socket, announcement) = dial.into_parts();
+        let permitted = |directory: &Directory| self.permits(directory, peer, &bound);
         let stop = async {
             tokio::select! {
-                stop = self.plane.stop(self.pod.uid(), |directory| self.permits(directory, &peer, &bound)) => stop,
+                stop = self.plane.stop(self.pod.uid(), Some(&ends), permitted) => stop,
                 () = entry.given_up() => Stop::GivenUp,
             }
         };
@@ -152,7 +164,9 @@ impl Secured<'_> {
     }
 
     /// Judges the request and dials the application, which will see the true client.
-    async fn prepare(&self, peer: &VerifiedPeer, request: &Request) -> Result<Ready, Failure> {
+    async fn prepare(&self, ends: &Ends, request: &Request) -> Result<Ready, Failure> {
+        let peer = &ends.peer;
+        self.plane.trusts(ends)?;
         let own = self.plane.certificates.borrow().get(self.pod.uid()).is_some();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_secs());
         if !own || now >= peer.not_after().min(self.credentials.not_after()) {

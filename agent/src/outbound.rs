@@ -42,7 +42,7 @@ pub struct Outbound {
 impl Outbound {
     /// To be made on the thread that will use it.
     pub fn new(plane: Plane) -> Rc<Self> {
-        let pool = Pool::new(plane.tunnel.idle);
+        let pool = Pool::new(plane.tunnel.idle, plane.tunnel.max_age);
         let outbound = Rc::new(Self { plane, pool, dials: Cell::new(0) });
         tokio::task::spawn_local(mesh::drop_stale(Rc::downgrade(&outbound)));
         outbound

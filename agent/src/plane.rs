@@ -1,19 +1,21 @@
 //! What every data plane thread sees: snapshots that somebody else keeps current, and where records go.
 
+use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::directory::{Directory, Pod};
 use agent_core::identity::PodUid;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::config::TunnelConfig;
 use crate::drain::Drain;
 use crate::identity::Certificates;
 use crate::relay::Stop;
 use crate::report::Records;
-use crate::secure::Trust;
+use crate::secure::{Credentials, Distrust, Ends, Trust};
 
 /// How long a connection waits for a directory that knows its peer: directories do not change at the same moment.
 const DIRECTORY_LAG: Duration = Duration::from_secs(3);
@@ -54,6 +56,55 @@ impl Plane {
         self.directory.borrow().by_uid(uid).cloned()
     }
 
+    /// Whether both ends of a tunnel are trusted by what is known now. Whoever was verified under an older snapshot is asked
+    /// for here before anything is said to it.
+    ///
+    /// # Errors
+    /// [`Distrust`].
+    pub fn trusts(&self, ends: &Ends) -> Result<(), Distrust> {
+        self.trust().both_stand(ends, &self.directory())
+    }
+
+    /// Whether our own pod is trusted by what is known now: with denied credentials nothing is begun.
+    ///
+    /// # Errors
+    /// [`Distrust`].
+    pub fn trusts_own(&self, credentials: &Credentials) -> Result<(), Distrust> {
+        self.trust().stands(credentials.as_peer(), &self.directory()).map_err(Distrust::Own)
+    }
+
+    /// Resolves when one of a tunnel's ends is trusted no more.
+    pub async fn distrusted(&self, ends: &Ends) -> Distrust {
+        let (mut trust, mut directory) = (self.trust.clone(), self.directory.clone());
+        loop {
+            let (believed, known) = (trust.borrow_and_update().clone(), directory.borrow_and_update().clone());
+            if let Err(distrust) = believed.both_stand(ends, &known) {
+                return distrust;
+            }
+            let changed = tokio::select! {
+                changed = trust.changed() => changed,
+                changed = directory.changed() => changed,
+            };
+            if changed.is_err() {
+                // The writers end with the agent.
+                return pending().await;
+            }
+        }
+    }
+
+    /// Resolves when a tunnel is not to be used for another connection: our pod has a newer certificate than the tunnel's, or
+    /// the tunnel is as old as it may get.
+    pub async fn outdated(&self, credentials: &Credentials, since: Instant) {
+        let mut certificates = self.certificates.clone();
+        let newer = |held: &Arc<Certificates>| {
+            held.get(credentials.uid()).is_some_and(|held| held.generation() > credentials.generation())
+        };
+        tokio::select! {
+            found = certificates.wait_for(newer) => if found.is_err() { pending().await },
+            () = aged(since, self.tunnel.max_age) => {}
+        }
+    }
+
     /// Judges against the directory, and for a while again against each newer one if `lagging` says that the fault may
     /// be the directory's age.
     ///
@@ -81,22 +132,37 @@ impl Plane {
         }
     }
 
-    /// Resolves when a connection of one of our pods must end: `permitted` no longer holds in a newer directory, or the
-    /// pod has no valid certificate any more.
-    pub async fn stop(&self, pod: &PodUid, permitted: impl Fn(&Directory) -> bool) -> Stop {
-        let mut directory = self.directory.clone();
-        let mut certificates = self.certificates.clone();
+    /// Resolves when a connection of one of our pods must end: `permitted` no longer holds in a newer directory, the pod has
+    /// no valid certificate any more, one of the tunnel's ends is trusted no more, or the connection is as old as it may get.
+    /// Without `ends` it has no tunnel, and only our own pod is judged.
+    pub async fn stop(&self, pod: &PodUid, ends: Option<&Ends>, permitted: impl Fn(&Directory) -> bool) -> Stop {
+        let (mut directory, mut certificates) = (self.directory.clone(), self.certificates.clone());
+        let mut trust = self.trust.clone();
+        let mut aged = pin!(aged(Instant::now(), self.tunnel.max_age.filter(|_| ends.is_some())));
         loop {
-            if !permitted(&directory.borrow_and_update()) {
+            let known = Arc::clone(&directory.borrow_and_update());
+            if !permitted(&known) {
                 return Stop::Revoked;
             }
             // Its end comes by itself, whatever else happens: nobody need notice it for us.
-            let left = certificates.borrow_and_update().get(pod).map(|held| held.left());
-            let Some(left) = left else { return Stop::CertificateGone };
+            let held = certificates.borrow_and_update().get(pod).cloned();
+            let Some(held) = held else { return Stop::CertificateGone };
+            let believed = Arc::clone(&trust.borrow_and_update());
+            let judged = match ends {
+                Some(ends) => believed.both_stand(ends, &known),
+                None => believed.stands(held.as_peer(), &known).map_err(Distrust::Own),
+            };
+            if let Err(distrust) = judged {
+                return Stop::Distrusted(Box::new(distrust));
+            }
+            let left = held.left();
+            drop((known, held, believed));
             let changed = tokio::select! {
                 () = sleep(left.max(A_MOMENT)) => continue,
                 changed = directory.changed() => changed,
                 changed = certificates.changed() => changed,
+                changed = trust.changed() => changed,
+                () = &mut aged => return Stop::MaxAge,
                 () = self.drain.over() => return Stop::Drained,
             };
             if changed.is_err() {
@@ -107,3 +173,14 @@ impl Plane {
         }
     }
 }
+
+/// Resolves when something that began `since` has reached this age.
+async fn aged(since: Instant, most: Option<Duration>) {
+    match most {
+        Some(most) => sleep_until(since + most).await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

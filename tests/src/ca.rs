@@ -75,6 +75,30 @@ impl Ca {
         })
     }
 
+    /// Runs `mantle ca deny add` for one thing, such as `["--pod", "uid"]`, whether the CA runs or not.
+    #[track_caller]
+    pub fn deny(&self, what: [&str; 2]) {
+        self.operate(&["deny", "add"], what, &["--reason", "test"]);
+    }
+
+    /// Takes that back.
+    #[track_caller]
+    pub fn allow(&self, what: [&str; 2]) {
+        self.operate(&["deny", "remove"], what, &[]);
+    }
+
+    /// What it has said since it was started.
+    pub fn said(&self) -> String {
+        self.process.as_ref().must("the CA does not run").said()
+    }
+
+    #[track_caller]
+    fn operate(&self, words: &[&str], what: [&str; 2], more: &[&str]) {
+        let output = self.command(words).arg("--config").arg(&self.config).args(what).args(more).output();
+        let output = output.must("cannot run mantle");
+        assert!(output.status.success(), "{words:?} {what:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     fn command(&self, words: &[&str]) -> Command {
         let mut command = self.node.namespace.command(mantle());
         command.arg("ca").args(words);

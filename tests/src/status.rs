@@ -111,6 +111,12 @@ impl Status {
         self.0["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
     }
 
+    /// The CA's sequence of trust that is in force, and whether the CA would tell of a change now.
+    pub fn trust(&self) -> (u64, bool) {
+        let trust = &self.0["trust"];
+        (trust["sequence"].as_u64().unwrap_or_default(), trust["connected"].as_bool().unwrap_or_default())
+    }
+
     fn connections(&self, pod: &Pod) -> &Value {
         &self.0["connections"][&pod.uid]
     }

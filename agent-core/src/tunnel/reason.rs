@@ -84,5 +84,7 @@ reasons!(
         Agent = 8 "agent",
         /// It was opened before on another tunnel, and may have been delivered there.
         Delivered = 9 "delivered",
+        /// It is as old as the operator lets connections get.
+        MaxAge = 10 "max_age",
     }
 );

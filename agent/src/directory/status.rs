@@ -69,6 +69,21 @@ pub struct Report {
     pub pods: Vec<PodStatus>,
 }
 
+/// Whom this agent believes, and whether it would hear of a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TrustStatus {
+    /// The CA's sequence that is in force; 0 before the CA has said anything.
+    pub sequence: u64,
+    /// Whether the CA would tell of a change now. If not, what was told last stays in force.
+    pub connected: bool,
+    /// Since when that is so, in seconds since 1970.
+    pub since: u64,
+    /// This node's clock less the CA's in milliseconds, as it was when the CA spoke last.
+    pub skew_ms: Option<i64>,
+    /// Why it is not connected, or why the CA's last word is not in force.
+    pub problem: Option<String>,
+}
+
 #[derive(Serialize)]
 struct Status<'a> {
     instance: &'a str,
@@ -77,6 +92,7 @@ struct Status<'a> {
     problem: &'a Option<String>,
     capture_ok: bool,
     capture_problem: &'a Option<String>,
+    trust: &'a TrustStatus,
     pods: &'a [PodStatus],
     #[serde(flatten)]
     counted: &'a Counted,
@@ -103,11 +119,11 @@ impl StatusFile {
     }
 
     /// Writes the status if it has changed. A failure is logged, and tried again with the next change.
-    pub fn write(&mut self, report: &Report, counted: &Counted) {
+    pub fn write(&mut self, report: &Report, trust: &TrustStatus, counted: &Counted) {
         let Report { revision, problem, capture_problem, pods } = report;
         let (instance, node, capture_ok) = (&self.instance, &self.node, capture_problem.is_none());
         let revision = *revision;
-        let status = Status { instance, node, revision, problem, capture_ok, capture_problem, pods, counted };
+        let status = Status { instance, node, revision, problem, capture_ok, capture_problem, trust, pods, counted };
         let Ok(mut text) = serde_json::to_vec(&status) else { return };
         text.push(b'\n');
         if text == self.written {

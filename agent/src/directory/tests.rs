@@ -61,12 +61,13 @@ fn the_status_is_replaced_whole() {
         records_lost: [("agent_died", 1)].into(),
         ..Counted::default()
     };
-    status.write(&Report { revision: 7, problem: None, capture_problem: None, pods: vec![pod] }, &counted);
+    let trust = TrustStatus { sequence: 3, connected: true, since: 9, skew_ms: Some(-2), problem: None };
+    status.write(&Report { revision: 7, problem: None, capture_problem: None, pods: vec![pod] }, &trust, &counted);
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(
         text,
         "{\"instance\":\"i\",\"node\":\"n\",\"revision\":7,\"problem\":null,\"capture_ok\":true,\
-         \"capture_problem\":null,\"pods\":[{\"uid\":\"u-1\",\"pod\":\
+         \"capture_problem\":null,\"trust\":{\"sequence\":3,\"connected\":true,\"since\":9,\"skew_ms\":-2,\"problem\":null},\"pods\":[{\"uid\":\"u-1\",\"pod\":\
          \"shop/web\",\"state\":\"refused\",\"reason\":\"no\",\"plaintext_ports\":[9090]}],\"refusals\":{\"strict\":2},\
          \"waivers\":{\"fail_open\":0},\"connections\":{},\"warnings\":[],\"records_lost\":{\"agent_died\":1}}\n"
     );

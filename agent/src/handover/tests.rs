@@ -3,6 +3,8 @@
 use std::os::fd::AsFd as _;
 use std::thread;
 
+use agent_core::deny::DenyList;
+
 use super::*;
 use crate::identity::Inherited;
 
@@ -14,7 +16,15 @@ fn inheritance() -> Inheritance {
         key: Zeroizing::new(vec![0, 7, 0xfe]),
     }];
     let trust = [("test.mantle".parse().unwrap(), vec![vec![9; 40].into()])].into();
-    Inheritance { directory: "revision: 7\n".into(), estate: Estate { trust, pods } }
+    let deny = DenyList {
+        identities: ["spiffe://test.mantle/ns/shop/sa/db".parse().unwrap()].into(),
+        pods: ["uid-db".parse().unwrap()].into(),
+        keys: [[0xab; 32]].into(),
+        serials: [("test.mantle".parse().unwrap(), "01ff".to_owned())].into(),
+        nodes: ["node-b".to_owned()].into(),
+        trust_domains: ["other.mantle".parse().unwrap()].into(),
+    };
+    Inheritance { directory: "revision: 7\n".into(), estate: Estate { trust, deny, sequence: 12, pods } }
 }
 
 /// Runs both ends; the successor says that it serves if `serves`.
@@ -28,7 +38,12 @@ async fn exchange(serves: bool) -> (Result<(), HandOverError>, Inheritance, fs::
         let lock = fs::File::from(taken.lock.try_clone().unwrap()).metadata().unwrap();
         let inheritance = Inheritance {
             directory: taken.inheritance.directory.clone(),
-            estate: Estate { trust: taken.inheritance.estate.trust.clone(), pods: Vec::new() },
+            estate: Estate {
+                trust: taken.inheritance.estate.trust.clone(),
+                deny: taken.inheritance.estate.deny.clone(),
+                sequence: taken.inheritance.estate.sequence,
+                pods: Vec::new(),
+            },
         };
         let pods = taken.inheritance.estate.pods.len();
         if serves {
@@ -50,6 +65,7 @@ async fn a_successor_gets_everything_and_says_that_it_serves() {
     given.unwrap();
     assert_eq!(taken.directory, "revision: 7\n");
     assert_eq!(taken.estate.trust, inheritance().estate.trust);
+    assert_eq!((taken.estate.deny, taken.estate.sequence), (inheritance().estate.deny, 12));
     assert_eq!((here.dev(), here.ino()), (there.dev(), there.ino()), "the lock is the very same file");
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use ca::token::to_hex;
+use agent_core::deny::DenyList;
+use agent_core::identity::{IdentityError, TrustDomain};
+use ca::token::{self, to_hex};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -15,7 +17,23 @@ struct Written {
     directory: String,
     /// Trust domain → certificates.
     trust: HashMap<String, Vec<String>>,
+    // An agent that knew neither was of a version without Watch.
+    #[serde(default)]
+    deny: Deny,
+    #[serde(default)]
+    sequence: u64,
     pods: Vec<Pod>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Deny {
+    identities: Vec<String>,
+    pods: Vec<String>,
+    keys: Vec<String>,
+    /// Trust domain and serial.
+    serials: Vec<(String, String)>,
+    nodes: Vec<String>,
+    trust_domains: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -34,10 +52,12 @@ impl Drop for Pod {
 
 pub(super) fn write(inheritance: &Inheritance) -> Result<Zeroizing<Vec<u8>>, String> {
     let hex = |certificates: &[CertificateDer<'_>]| certificates.iter().map(|der| to_hex(der)).collect();
-    let Estate { trust, pods } = &inheritance.estate;
+    let Estate { trust, deny, sequence, pods } = &inheritance.estate;
     let written = Written {
         directory: inheritance.directory.clone(),
         trust: trust.iter().map(|(domain, anchors)| (domain.to_string(), hex(anchors))).collect(),
+        deny: Deny::of(deny),
+        sequence: *sequence,
         pods: pods
             .iter()
             .map(|pod| Pod {
@@ -72,8 +92,49 @@ pub(super) fn read(bytes: &[u8]) -> Result<Inheritance, String> {
             key: from_hex(&pod.key)?,
         })
     });
-    let estate = Estate { trust: trust.collect::<Result<_, String>>()?, pods: pods.collect::<Result<_, String>>()? };
+    let estate = Estate {
+        trust: trust.collect::<Result<_, String>>()?,
+        deny: written.deny.read()?,
+        sequence: written.sequence,
+        pods: pods.collect::<Result<_, String>>()?,
+    };
     Ok(Inheritance { directory: std::mem::take(&mut written.directory), estate })
+}
+
+impl Deny {
+    fn of(deny: &DenyList) -> Self {
+        fn texts<'a, T: ToString + 'a>(all: impl IntoIterator<Item = &'a T>) -> Vec<String> {
+            all.into_iter().map(ToString::to_string).collect()
+        }
+        Self {
+            identities: texts(&deny.identities),
+            pods: texts(&deny.pods),
+            keys: deny.keys.iter().map(|key| to_hex(key)).collect(),
+            serials: deny.serials.iter().map(|(domain, serial)| (domain.to_string(), serial.clone())).collect(),
+            nodes: texts(&deny.nodes),
+            trust_domains: texts(&deny.trust_domains),
+        }
+    }
+
+    fn read(&self) -> Result<DenyList, String> {
+        let wrong = |error: IdentityError| format!("the deny-list: {error}");
+        let key = |text: &String| token::from_hex(text).ok_or("the deny-list: a key's hash is wrong");
+        let serial = |(domain, serial): &(String, String)| {
+            Ok::<_, String>((domain.parse::<TrustDomain>().map_err(wrong)?, serial.clone()))
+        };
+        Ok(DenyList {
+            identities: self.identities.iter().map(|text| text.parse().map_err(wrong)).collect::<Result<_, _>>()?,
+            pods: self.pods.iter().map(|text| text.parse().map_err(wrong)).collect::<Result<_, _>>()?,
+            keys: self.keys.iter().map(key).collect::<Result<_, _>>()?,
+            serials: self.serials.iter().map(serial).collect::<Result<_, _>>()?,
+            nodes: self.nodes.iter().cloned().collect(),
+            trust_domains: self
+                .trust_domains
+                .iter()
+                .map(|text| text.parse().map_err(wrong))
+                .collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 fn from_hex(text: &str) -> Result<Zeroizing<Vec<u8>>, String> {

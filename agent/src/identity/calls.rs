@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::client::{Anchors, Client, first_update};
+use super::client::Client;
 
 /// Who waits for the connection; more wait for a place here.
 const QUEUE: usize = 16;
@@ -115,20 +115,6 @@ impl Calls {
         let millis = status.metadata().get("retry-after-ms").and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = millis.map(Duration::from_millis).or(busy.then_some(Duration::ZERO));
         CallError { words: format!("the CA: {}", status.message()), retry_after }
-    }
-
-    /// Whom to believe. A bundle for a name that is no trust domain spoils the answer.
-    pub(super) async fn trust(&self) -> Result<Anchors, CallError> {
-        let connection = self.connection().await?;
-        let answer = match first_update(connection.client.clone()).await {
-            Ok(answer) => answer,
-            Err(status) => return Err(self.failed(&connection, &status).await),
-        };
-        let bundles = answer.bundles.into_iter().map(|bundle| {
-            let domain = bundle.trust_domain.parse().map_err(|error| format!("the CA's trust: {error}"))?;
-            Ok((domain, bundle.anchors.into_iter().map(CertificateDer::from).collect()))
-        });
-        bundles.collect()
     }
 }
 

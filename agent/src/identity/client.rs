@@ -1,21 +1,18 @@
 //! The client of `ca.v1`: attests as this node, asks for trust and for pods' certificates.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use agent_core::identity::TrustDomain;
 use ca::wire::ca_client::CaClient;
-use ca::wire::{AttestRequest, ChallengeRequest, WatchAck, WatchUpdate, attest_message};
+use ca::wire::{AttestRequest, ChallengeRequest, attest_message};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::IdentityConfig;
 use super::node::Node;
+use super::roots::Roots;
 use super::transport::{AgentCertificate, CaPlace, connect};
 
 /// An attestation is used for half of the hour that its certificate lives.
@@ -23,12 +20,6 @@ const SESSION: Duration = Duration::from_secs(30 * 60);
 
 /// When that fails, it is tried again after this long; the certificate is good meanwhile.
 const AGAIN: Duration = Duration::from_secs(60);
-
-/// The CA has this long to tell what is in force.
-const WATCH: Duration = Duration::from_secs(10);
-
-/// Anchors of each trust domain, as the CA gives them.
-pub(super) type Anchors = HashMap<TrustDomain, Vec<CertificateDer<'static>>>;
 
 /// A fresh key, and the request that proves it.
 pub(super) struct KeyRequest {
@@ -69,9 +60,14 @@ impl Client {
         let place = CaPlace {
             address: config.ca_address,
             trust_domain: config.trust_domain.clone(),
-            root_key_hash: node.root_key_hash,
+            roots: node.roots.clone(),
         };
         Self { place, node, session: None }
+    }
+
+    /// By which roots the CA is known.
+    pub(super) fn roots(&self) -> &Roots {
+        &self.place.roots
     }
 
     /// A connection as this node's agent: the one before, or a new one.
@@ -147,24 +143,6 @@ impl Client {
     }
 }
 
-/// Watches until there is an update, and says that it is in force.
-pub(super) async fn first_update(client: CaClient<Channel>) -> Result<WatchUpdate, tonic::Status> {
-    let asked = tokio::time::timeout(WATCH, watch_once(client)).await;
-    asked.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("it tells nothing")))
-}
-
-async fn watch_once(mut client: CaClient<Channel>) -> Result<WatchUpdate, tonic::Status> {
-    let (acks, sent) = mpsc::channel(2);
-    // There is room for both.
-    drop(acks.try_send(WatchAck::default()));
-    let mut updates = client.watch(ReceiverStream::new(sent)).await?.into_inner();
-    let update = updates.message().await?.ok_or_else(|| tonic::Status::unavailable("it tells nothing"))?;
-    drop(acks.try_send(WatchAck { sequence: update.sequence, ..WatchAck::default() }));
-    drop(acks);
-    while updates.message().await?.is_some() {}
-    Ok(update)
-}
-
 /// Makes a P-256 key and a request that says nothing but that.
 pub(super) fn key_request() -> Result<KeyRequest, String> {
     let mut pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
@@ -180,6 +158,8 @@ pub(super) fn key_request() -> Result<KeyRequest, String> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+    use ca::wire::SignRequest;
+
     use super::*;
     use crate::identity::tests::TestCa;
 
@@ -194,7 +174,7 @@ mod tests {
 
     /// Makes a call, as all who use the client do.
     async fn ask(client: &mut Client) -> Result<(), String> {
-        let asked = first_update(client.session().await?).await;
+        let asked = client.session().await?.sign(SignRequest::default()).await;
         asked.map(drop).map_err(|status| {
             client.failed();
             status.message().to_owned()

@@ -4,16 +4,18 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 use ca::state_files::{self, StateError};
-use ca::token::{JoinToken, KeyHash, from_hex, to_hex};
+use ca::token::JoinToken;
 use thiserror::Error;
 use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::IdentityConfig;
+use super::roots::Roots;
 
 /// Why this node has no identity of its own.
 #[derive(Debug, Error)]
@@ -62,11 +64,11 @@ pub enum IdentityError {
 }
 
 /// This node's key and what it knows of its CA.
+#[derive(Clone)]
 pub(super) struct Node {
     pub(super) name: String,
-    key: EcdsaKeyPair,
-    state_dir: PathBuf,
-    pub(super) root_key_hash: KeyHash,
+    key: Arc<EcdsaKeyPair>,
+    pub(super) roots: Roots,
     /// Only until the first attestation has succeeded.
     pub(super) join_token: Option<Zeroizing<String>>,
 }
@@ -77,9 +79,10 @@ impl Node {
         let folder = &config.state_dir;
         state_files::open_folder(folder)?;
         let key = node_key(&folder.join("node.key"))?;
-        let stored = root_key_hash(&folder.join("root.hash"))?;
+        let path = folder.join("root.hash");
+        let kept = Roots::kept(&path)?;
         let token = config.join_token_file.as_deref().map(|path| read_token(path, &config.node)).transpose();
-        let token = match (token, stored) {
+        let token = match (token, &kept) {
             (Ok(token), _) => token.flatten(),
             (Err(error), None) => return Err(error),
             (Err(error), Some(_)) => {
@@ -89,16 +92,16 @@ impl Node {
         };
         // Our CA is not told another one's secret.
         let token = token.filter(|token| {
-            let ours = stored.is_none_or(|stored| stored == token.root_key_hash());
+            let ours = kept.as_ref().is_none_or(|kept| kept.has(&token.root_key_hash()));
             if !ours {
                 warn!("the join token is not used: it is of another root than the one this node has joined");
             }
             ours
         });
-        let root_key_hash = stored.or(token.as_ref().map(JoinToken::root_key_hash));
-        let root_key_hash = root_key_hash.ok_or_else(|| IdentityError::NotJoined(config.node.clone()))?;
+        let roots = kept.or_else(|| token.as_ref().map(|token| Roots::told(&path, token.root_key_hash())));
+        let roots = roots.ok_or_else(|| IdentityError::NotJoined(config.node.clone()))?;
         let join_token = token.map(|token| Zeroizing::new(token.to_string()));
-        Ok(Self { name: config.node.clone(), key, state_dir: folder.clone(), root_key_hash, join_token })
+        Ok(Self { name: config.node.clone(), key: Arc::new(key), roots, join_token })
     }
 
     /// The public key, an uncompressed point.
@@ -116,10 +119,7 @@ impl Node {
         if self.join_token.take().is_none() {
             return;
         }
-        let path = self.state_dir.join("root.hash");
-        if let Err(error) = state_files::write(&path, to_hex(&self.root_key_hash).as_bytes()) {
-            warn!(%error, "cannot keep the root's hash: the next start needs the token again");
-        }
+        self.roots.keep();
     }
 }
 
@@ -136,12 +136,6 @@ fn node_key(path: &Path) -> Result<EcdsaKeyPair, IdentityError> {
     };
     EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &der)
         .map_err(|_| IdentityError::Damaged { path: path.to_owned() })
-}
-
-fn root_key_hash(path: &Path) -> Result<Option<KeyHash>, IdentityError> {
-    let Some(text) = state_files::read(path)? else { return Ok(None) };
-    let hash = std::str::from_utf8(&text).ok().and_then(|text| from_hex(text.trim()));
-    hash.map(Some).ok_or_else(|| IdentityError::Damaged { path: path.to_owned() })
 }
 
 fn read_token(path: &Path, node: &str) -> Result<Option<JoinToken>, IdentityError> {

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_core::deny::DenyList;
 use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::lifecycle::{Event, LOOK_AGAIN, Moment, Queue, State};
 use rustls::pki_types::CertificateDer;
@@ -17,7 +18,8 @@ use zeroize::Zeroizing;
 use self::pod::Pod;
 use super::calls::{Answer, CallError, Signer};
 use super::clock::Clock;
-use super::{Certificates, Inherited, Orders};
+use super::watching::Rotation;
+use super::{Certificates, Inherited};
 use crate::secure::{Credentials, Terms, Trust};
 
 mod call;
@@ -37,16 +39,25 @@ pub(super) struct Told {
     /// Which pods there are.
     pub(super) wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
     pub(super) trust: watch::Receiver<Arc<Trust>>,
-    pub(super) orders: watch::Receiver<Orders>,
+    /// The CA's orders to renew before the time.
+    pub(super) rotations: watch::Receiver<Arc<[Rotation]>>,
     /// Somebody else has reached the CA.
     pub(super) ca_back: Arc<Notify>,
+}
+
+/// For whom certificates are asked for.
+pub(super) struct Asks {
+    /// This node's name.
+    pub(super) node: String,
+    /// The life to ask for; the CA's own choice if unset.
+    pub(super) ttl: Option<Duration>,
 }
 
 /// Keeps certificates current.
 pub(super) struct Renewal<S, C> {
     signer: S,
     clock: C,
-    ttl: Option<Duration>,
+    asks: Asks,
     told: Told,
     certificates: watch::Sender<Arc<Certificates>>,
     /// Until it is known which pods are ours.
@@ -65,7 +76,7 @@ pub(super) struct Renewal<S, C> {
 impl<S: Signer, C: Clock> Renewal<S, C> {
     pub(super) fn new(
         (signer, clock): (S, C),
-        ttl: Option<Duration>,
+        asks: Asks,
         told: Told,
         certificates: watch::Sender<Arc<Certificates>>,
         inherited: Vec<Inherited>,
@@ -74,7 +85,7 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
         let mut renewal = Self {
             signer,
             clock,
-            ttl,
+            asks,
             told,
             certificates,
             inherited: inherited.into_iter().map(|pod| (pod.uid.clone(), pod)).collect(),
@@ -105,7 +116,7 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
             tokio::select! {
                 changed = self.told.wanted.changed() => if changed.is_err() { return },
                 Ok(()) = self.told.trust.changed() => {}
-                Ok(()) = self.told.orders.changed() => {}
+                Ok(()) = self.told.rotations.changed() => {}
                 () = self.told.ca_back.notified() => self.ca_is_back(),
                 Some(ended) = self.calls.join_next_with_id() => self.ended(ended),
                 () = sleep(wait) => {}
@@ -124,14 +135,17 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
         self.pods.retain(|_, pod| pod.life.state() != State::Absent);
         // Those that were there before the agent are many, and who starts now goes before them.
         let waits = !self.pods.is_empty();
-        let rotated = self.told.orders.borrow().rotate.map_or(0, |(generation, _)| generation);
+        let rotated = self.told.rotations.borrow().iter().map(|order| order.generation).max().unwrap_or(0);
         for (uid, identity) in &wanted {
             if self.pods.contains_key(uid) {
                 continue;
             }
+            let inherited = self.inherited.remove(uid);
+            // What is asked for from now on needs no order; what was inherited may be what an order is about.
+            let rotated = if inherited.is_some() { 0 } else { rotated };
             self.pods.insert(uid.clone(), Pod::new(identity.clone(), rotated));
             self.tell(uid, Event::Wanted { waits }, None);
-            if let Some(Inherited { chain, key, .. }) = self.inherited.remove(uid) {
+            if let Some(Inherited { chain, key, .. }) = inherited {
                 self.take(uid, chain, &key)
                     .unwrap_or_else(|error| warn!(pod = %uid, error, "not used: what was inherited"));
             }
@@ -141,20 +155,40 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
         }
     }
 
+    /// The CA's orders to rotate, and its deny-list.
     fn follow_orders(&mut self) {
-        let Orders { rotate, denied } = self.told.orders.borrow_and_update().clone();
+        let rotations = Arc::clone(&self.told.rotations.borrow_and_update());
+        let trust = Arc::clone(&self.told.trust.borrow_and_update());
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
         for uid in &uids {
-            if let Some((generation, window)) = rotate {
-                self.tell(uid, Event::Rotate { generation, window }, None);
-            }
-            if denied.contains(uid) {
-                self.tell(uid, Event::DeniedByList, None);
-            } else if self.denied.contains(uid) {
-                self.tell(uid, Event::Allowed, None);
-            }
+            let ordered = self.pods.get(uid).into_iter().flat_map(|pod| pod.ordered(&rotations));
+            let ordered: Vec<Event> = ordered.collect();
+            ordered.into_iter().for_each(|event| self.tell(uid, event, None));
+            self.follow_denials(uid, trust.deny());
         }
-        self.denied = denied;
+        self.denied.retain(|uid| self.pods.contains_key(uid));
+    }
+
+    /// Who is denied by name has no certificate and is not asked for. A certificate or a key that is denied is dropped, and its pod
+    /// has another.
+    fn follow_denials(&mut self, uid: &PodUid, deny: &DenyList) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        let named = deny.nodes.contains(&self.asks.node) || deny.check_names(&pod.identity, Some(uid), "").is_err();
+        if named {
+            self.denied.insert(uid.clone());
+            self.tell(uid, Event::DeniedByList, None);
+            return;
+        }
+        let dropped = pod.used.as_ref().is_some_and(|used| {
+            let peer = used.as_peer();
+            deny.check_names(peer.identity(), None, peer.serial()).is_err() || deny.check_keys(peer.path()).is_err()
+        });
+        if dropped {
+            self.tell(uid, Event::DeniedByList, None);
+        }
+        if self.denied.remove(uid) || dropped {
+            self.tell(uid, Event::Allowed, None);
+        }
     }
 
     /// What time has brought about.
@@ -266,7 +300,7 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
     ) -> Result<(), String> {
         let Some(pod) = self.pods.get(uid) else { return Ok(()) };
         let now = self.clock.now().wall;
-        let longest = self.ttl.map_or(LONGEST, |ttl| LONGEST.max(ttl.saturating_add(LEEWAY)));
+        let longest = self.asks.ttl.map_or(LONGEST, |ttl| LONGEST.max(ttl.saturating_add(LEEWAY)));
         let later_than = pod.used.as_ref().filter(|_| !pod.life.is_rotating()).map(|used| used.not_after());
         let terms = Terms { identity: &pod.identity, uid, now, longest, later_than };
         let trust = Arc::clone(&self.told.trust.borrow());

@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 mod rotated;
-mod watched;
+pub(super) mod watched;
 
 use super::client::key_request;
 use super::node::Node;
@@ -32,7 +32,7 @@ type Running = (oneshot::Sender<()>, tokio::task::JoinHandle<Result<(), ca::CaEr
 /// A real CA on loopback, with a state of its own.
 pub(super) struct TestCa {
     folder: tempfile::TempDir,
-    config: ca::config::Config,
+    pub(super) config: ca::config::Config,
     running: Option<Running>,
 }
 
@@ -56,7 +56,7 @@ impl TestCa {
         ca
     }
 
-    async fn run(&mut self) {
+    pub(super) async fn run(&mut self) {
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = ca::run(self.config.clone(), async {
             let _ = stopped.await;
@@ -69,7 +69,7 @@ impl TestCa {
         self.running = Some((stop, serving));
     }
 
-    async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self) {
         let (stop, task) = self.running.take().unwrap();
         let _ = stop.send(());
         task.await.unwrap().unwrap();
@@ -105,9 +105,9 @@ struct ByHand {
 impl ByHand {
     fn new(config: &IdentityConfig) -> Self {
         let node = Node::open(config).unwrap();
-        let root_key_hash = node.root_key_hash;
+        let roots = node.roots.clone();
         let (address, trust_domain) = (config.ca_address, config.trust_domain.clone());
-        Self { node, place: CaPlace { address, trust_domain, root_key_hash } }
+        Self { node, place: CaPlace { address, trust_domain, roots } }
     }
 
     async fn client(&self, certificate: Option<&AgentCertificate>) -> CaClient<Channel> {
@@ -295,11 +295,8 @@ async fn another_root_is_not_our_ca() {
     let mut config = ours.node("node-a", "a", Some(&ours.token("node-a")));
     config.ca_address = other.config.listen;
     let node = Node::open(&config).unwrap();
-    let place = CaPlace {
-        address: config.ca_address,
-        trust_domain: config.trust_domain.clone(),
-        root_key_hash: node.root_key_hash,
-    };
+    let place =
+        CaPlace { address: config.ca_address, trust_domain: config.trust_domain.clone(), roots: node.roots.clone() };
     let error = connect(&place, None).await.err().unwrap();
     assert!(error.contains("UnknownIssuer"), "{error}");
 }
@@ -365,10 +362,10 @@ async fn a_node_that_has_not_joined_is_told_how() {
 async fn a_token_of_another_root_is_kept_from_the_ca_that_was_joined() {
     let (ours, other) = (TestCa::start().await, TestCa::start().await);
     let mut node = Node::open(&ours.node("node-a", "a", Some(&ours.token("node-a")))).unwrap();
-    let root = node.root_key_hash;
+    let root = ours.token("node-x").parse::<ca::token::JoinToken>().unwrap().root_key_hash();
     node.joined();
     let node = Node::open(&ours.node("node-a", "a", Some(&other.token("node-a")))).unwrap();
-    assert_eq!(node.root_key_hash, root);
+    assert!(node.roots.has(&root));
     assert!(node.join_token.is_none());
     let node = Node::open(&ours.node("node-a", "a", Some(&ours.token("node-a")))).unwrap();
     assert!(node.join_token.is_some(), "this one is ours");

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::identity::TrustDomain;
-use ca::token::KeyHash;
 use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -22,15 +21,19 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
+use super::roots::Roots;
+
 const CONNECT: Duration = Duration::from_secs(5);
 const CALL: Duration = Duration::from_secs(10);
+/// A CA that says nothing is asked whether it lives after this.
+const ALIVE: Duration = Duration::from_secs(10);
 
 /// Which CA to believe, and where it is.
 #[derive(Clone, Debug)]
 pub(super) struct CaPlace {
     pub(super) address: SocketAddr,
     pub(super) trust_domain: TrustDomain,
-    pub(super) root_key_hash: KeyHash,
+    pub(super) roots: Roots,
 }
 
 /// The agent's own certificate and key for this service.
@@ -69,6 +72,8 @@ pub(super) async fn connect(place: &CaPlace, certificate: Option<&AgentCertifica
         }
     });
     let endpoint = Endpoint::from_static("http://ca").connect_timeout(CONNECT).timeout(CALL);
+    // While a call is open: a CA that has vanished is noticed, and is said to be away.
+    let endpoint = endpoint.http2_keep_alive_interval(ALIVE).keep_alive_timeout(CONNECT);
     let channel = endpoint.connect_with_connector(connector).await;
     channel.map_err(|error| format!("cannot reach the CA at {address}: {}", causes(&error)))
 }
@@ -113,7 +118,7 @@ impl CaVerifier {
     ) -> Result<(), CertificateError> {
         let is_root = |certificate: &&CertificateDer<'_>| {
             X509Certificate::from_der(certificate)
-                .is_ok_and(|(_, parsed)| Sha256::digest(parsed.public_key().raw)[..] == self.place.root_key_hash)
+                .is_ok_and(|(_, parsed)| self.place.roots.has(&Sha256::digest(parsed.public_key().raw).into()))
         };
         let root = chain.iter().find(is_root).ok_or(CertificateError::UnknownIssuer)?;
         let anchor = webpki::anchor_from_trusted_cert(root).map_err(|_| CertificateError::BadEncoding)?;

@@ -88,7 +88,7 @@ impl Flow<'_> {
         };
         tokio::select! {
             biased;
-            _ = way.stop(&self.outbound.plane, self.pod.uid()) => Found::News,
+            _ = way.stop(&self.outbound.plane, self.pod.uid(), silent.tunnel.channel.ends()) => Found::News,
             () = silent.tunnel.has_news() => Found::News,
             () = self.application.has_failed() => Found::News,
             () = sleep_until(silent.patience.give_up()) => Found::News,

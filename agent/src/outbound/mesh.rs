@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::plane::Plane;
 use crate::relay::{self, Early, Ended, Outcome, Patience, PoolKey, Stop, Tunnel};
 use crate::report::Record;
-use crate::secure::{self, Credentials, Watch};
+use crate::secure::{self, Credentials, Ends, Watch};
 
 /// How often one connection may be opened again because its tunnel was being retired.
 const TUNNELS: usize = 4;
@@ -49,12 +49,12 @@ impl Leg {
 }
 
 impl Way<'_> {
-    /// Resolves when the connection must end.
-    pub(super) async fn stop(&self, plane: &Plane, uid: &PodUid) -> Stop {
+    /// Resolves when the connection must end, which has a tunnel between these ends.
+    pub(super) async fn stop(&self, plane: &Plane, uid: &PodUid, ends: &Ends) -> Stop {
         let permitted = |directory: &Directory| {
             directory.by_uid(uid).is_some() && authorize_outbound(directory, uid, self.route).is_ok()
         };
-        plane.stop(uid, permitted).await
+        plane.stop(uid, Some(ends), permitted).await
     }
 }
 
@@ -120,7 +120,8 @@ impl Flow<'_> {
     }
 
     async fn relay(&mut self, way: &Way<'_>, leg: &mut Leg, early: Early, record: &mut Record) -> Outcome {
-        let stop = way.stop(&self.outbound.plane, self.pod.uid());
+        let ends = Arc::clone(leg.tunnel.channel.ends());
+        let stop = way.stop(&self.outbound.plane, self.pod.uid(), &ends);
         leg.tunnel.channel.watch(self.watch);
         let outcome =
             relay::open(&mut self.application, &mut leg.tunnel, (way.permit, leg.patience), early, stop).await;
@@ -168,21 +169,24 @@ impl Outbound {
         &Way { route, credentials, limit, .. }: &Way<'_>,
         pooled: bool,
     ) -> Result<(PoolKey, Tunnel<Dialler>), Failure> {
-        let trust = self.plane.trust();
         let key = PoolKey {
             source: pod.uid().clone(),
             destination: route.peer.uid.clone(),
             identity: route.peer.identity.clone(),
             next_hop: route.next_hop,
             generation: credentials.generation(),
-            trust: trust.generation(),
         };
-        if let Some(tunnel) = pooled.then(|| self.pool.take(&key)).flatten() {
+        let trusted = |ends: &Ends| self.plane.trusts(ends).is_ok();
+        if let Some(tunnel) = pooled.then(|| self.pool.take(&key, trusted)).flatten() {
             return Ok((key, tunnel));
         }
+        self.plane.trusts_own(credentials)?;
         let socket = pod.dial_tunnel(route.next_hop, self.next_dial(), limit.each).await;
         let socket = socket.map_err(|error| Failure::of_tunnel_dial(&error))?;
+        let trust = self.plane.trust();
         let channel = secure::connect(socket, credentials, &trust, &route.peer.identity, &route.peer.uid).await?;
+        // Trust may have changed meanwhile.
+        self.plane.trusts(channel.ends())?;
         Ok((key, Tunnel::new(channel, Dialler::new(self.plane.tunnel.max_uses))))
     }
 
@@ -191,7 +195,9 @@ impl Outbound {
         tunnel.channel.watch(Watch::OURS);
         let settled = matches!(ended, Ended::Finished | Ended::Refused(_));
         if settled && tunnel.machine.is_idle() && !self.plane.drain.is_requested() {
-            self.pool.put(key, tunnel);
+            if self.plane.trusts(tunnel.channel.ends()).is_ok() {
+                self.pool.put(key, tunnel);
+            }
         } else if let Some(reason) = ended.reset_reason() {
             let hasty = matches!(ended, Ended::Stopped(_));
             tokio::task::spawn_local(tunnel.abort(reason, hasty));
@@ -199,7 +205,7 @@ impl Outbound {
     }
 }
 
-/// Idle tunnels do not outlive what they were made under: either pod, our certificate, or our trust.
+/// Idle tunnels do not outlive what they were made under: either pod, our certificate, or our trust in the two.
 pub(super) async fn drop_stale(outbound: Weak<Outbound>) {
     let Some((mut directory, mut certificates, mut trust)) =
         outbound.upgrade().map(|o| (o.plane.directory.clone(), o.plane.certificates.clone(), o.plane.trust.clone()))
@@ -214,9 +220,10 @@ pub(super) async fn drop_stale(outbound: Weak<Outbound>) {
         };
         let (Some(outbound), Ok(())) = (outbound.upgrade(), changed) else { return };
         let (pods, ours) = (directory.borrow_and_update().clone(), certificates.borrow_and_update().clone());
-        let trust = trust.borrow_and_update().generation();
-        outbound.pool.retain(|key| {
-            let current = ours.get(&key.source).is_some_and(|c| c.generation() == key.generation) && key.trust == trust;
+        let trust = Arc::clone(&trust.borrow_and_update());
+        outbound.pool.retain(|key, ends| {
+            let current = ours.get(&key.source).is_some_and(|c| c.generation() == key.generation)
+                && trust.both_stand(ends, &pods).is_ok();
             let same = |pod: &Arc<Pod>| pod.uid == key.destination && pod.identity == key.identity;
             current && pods.by_address(key.next_hop.ip()).is_some_and(same) && pods.by_uid(&key.source).is_some()
         });

@@ -37,7 +37,7 @@ impl Flow<'_> {
         if !permit.may_begin(&self.outbound.plane.directory()) {
             return Attempt::unreached(Failure::enrolled_meanwhile(), early);
         }
-        let stop = self.outbound.plane.stop(self.pod.uid(), |directory: &Directory| permit.holds(directory));
+        let stop = self.outbound.plane.stop(self.pod.uid(), None, |directory: &Directory| permit.holds(directory));
         let outcome = relay::run_plain(&mut self.application, &mut endpoint, permit, early, stop).await;
         (record.sent, record.received) = (outcome.from_application, outcome.to_application);
         // The announcement must outlive the socket.

@@ -4,13 +4,17 @@ use std::io;
 
 use agent_core::tunnel::{RefuseReason, ResetReason, Violation};
 
-use crate::secure::ChannelError;
+use crate::secure::{ChannelError, Distrust};
 
 /// Somebody other than the two applications ends the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// The permit is withdrawn.
     Revoked,
+    /// One of the two ends is not to be believed any more.
+    Distrusted(Box<Distrust>),
+    /// It is as old as it may get.
+    MaxAge,
     /// Our pod has no valid certificate any more.
     CertificateGone,
     /// A drain reached its deadline.
@@ -68,7 +72,8 @@ impl Ended {
             Self::Application(_) => Some(ResetReason::Application),
             Self::NoAnswer => Some(ResetReason::Timeout),
             Self::Violation(_) => Some(ResetReason::Protocol),
-            Self::Stopped(Stop::Revoked) => Some(ResetReason::Revoked),
+            Self::Stopped(Stop::Revoked | Stop::Distrusted(_)) => Some(ResetReason::Revoked),
+            Self::Stopped(Stop::MaxAge) => Some(ResetReason::MaxAge),
             Self::Stopped(Stop::CertificateGone) => Some(ResetReason::Expired),
             Self::Stopped(Stop::Drained) => Some(ResetReason::Drained),
             Self::Delivered => Some(ResetReason::Delivered),

@@ -11,7 +11,7 @@ use agent_core::tunnel::{Dialler, Frames};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Tunnel;
-use crate::secure::Received;
+use crate::secure::{Ends, Received};
 
 const PER_KEY: usize = 64;
 const IN_ALL: usize = 1024;
@@ -29,8 +29,6 @@ pub struct PoolKey {
     pub next_hop: PeerAddr,
     /// Of the source pod's certificate.
     pub generation: u64,
-    /// Of the trust under which the far end was verified.
-    pub trust: u64,
 }
 
 /// The idle tunnels. Each is closed after its idle time; closing resets it, so that nothing lingers in TIME_WAIT.
@@ -38,6 +36,7 @@ pub struct PoolKey {
 pub struct Pool {
     idle: RefCell<HashMap<PoolKey, Vec<Idle>>>,
     longest: Duration,
+    oldest: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -47,9 +46,10 @@ struct Idle {
 }
 
 impl Pool {
-    /// An empty pool, swept every second by a task of the current thread's.
-    pub fn new(longest: Duration) -> Rc<Self> {
-        let pool = Rc::new(Self { idle: RefCell::default(), longest });
+    /// An empty pool, swept every second by a task of the current thread's. It keeps a tunnel idle for at most the `longest`
+    /// time, and none that was made longer ago than the `oldest`.
+    pub fn new(longest: Duration, oldest: Option<Duration>) -> Rc<Self> {
+        let pool = Rc::new(Self { idle: RefCell::default(), longest, oldest });
         let swept = Rc::downgrade(&pool);
         tokio::task::spawn_local(async move {
             let mut ticks = interval(Duration::from_secs(1));
@@ -63,12 +63,12 @@ impl Pool {
         pool
     }
 
-    /// An idle tunnel that is still good, the youngest first.
-    pub fn take(&self, key: &PoolKey) -> Option<Tunnel<Dialler>> {
+    /// An idle tunnel that is still good, the youngest first, between two ends that are `trusted` now.
+    pub fn take(&self, key: &PoolKey, trusted: impl Fn(&Ends) -> bool) -> Option<Tunnel<Dialler>> {
         let mut idle = self.idle.borrow_mut();
         let tunnels = idle.get_mut(key)?;
         while let Some(mut candidate) = tunnels.pop() {
-            if candidate.is_good() {
+            if candidate.is_good(self.oldest) && trusted(candidate.tunnel.channel.ends()) {
                 return Some(candidate.tunnel);
             }
         }
@@ -87,8 +87,11 @@ impl Pool {
     }
 
     /// Drops the tunnels that nobody may use any more.
-    pub fn retain(&self, usable: impl Fn(&PoolKey) -> bool) {
-        self.idle.borrow_mut().retain(|key, _| usable(key));
+    pub fn retain(&self, usable: impl Fn(&PoolKey, &Ends) -> bool) {
+        self.idle.borrow_mut().retain(|key, tunnels| {
+            tunnels.retain(|idle| usable(key, idle.tunnel.channel.ends()));
+            !tunnels.is_empty()
+        });
     }
 
     /// Drops all tunnels of a key.
@@ -98,15 +101,18 @@ impl Pool {
 
     fn sweep(&self) {
         self.idle.borrow_mut().retain(|_, tunnels| {
-            tunnels.retain_mut(|idle| idle.since.elapsed() < self.longest && idle.is_good());
+            tunnels.retain_mut(|idle| idle.since.elapsed() < self.longest && idle.is_good(self.oldest));
             !tunnels.is_empty()
         });
     }
 }
 
 impl Idle {
-    /// Its certificates still hold, and nothing has arrived that ends it: no end, no RETIRE, no word out of turn.
-    fn is_good(&mut self) -> bool {
+    /// Its certificates still hold, it is not too old, and nothing has arrived that ends it: no end, no RETIRE, no word out of turn.
+    fn is_good(&mut self, oldest: Option<Duration>) -> bool {
+        if oldest.is_some_and(|oldest| self.tunnel.channel.since().elapsed() >= oldest) {
+            return false;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_secs());
         if now >= self.tunnel.channel.peer().not_after() {
             return false;

@@ -1,13 +1,14 @@
 //! A tunnel between connections, as its acceptor sees it: waiting for the next OPEN, and for its own answer to it.
 
-use std::future::Future;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use agent_core::address::{ClientAddr, EndpointAddr};
 use agent_core::tunnel::{Acceptor, ConnectionId, Extensions, Frames, Open, RefuseReason};
 use tokio::io::Interest;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Early, Ended, Event, Machine, Tunnel};
 use crate::drain::Drain;
@@ -50,29 +51,35 @@ impl Request {
 }
 
 impl Tunnel<Acceptor> {
-    /// The next connection that is asked for. `None` if the tunnel is over: ended, misused, or idle for too long. A
-    /// tunnel that is to be drained is retired first, so that the dialler takes what it opens elsewhere.
-    pub async fn next_open(&mut self, drain: &Drain) -> Option<Request> {
+    /// The next connection that is asked for. `None` if the tunnel is over: ended, misused, or idle for too long. A tunnel that
+    /// is to be drained, or is `outdated`, is retired first, so that the dialler takes what it opens elsewhere.
+    pub async fn next_open(&mut self, drain: &Drain, outdated: impl Future<Output = ()>) -> Option<Request> {
         let mut until = pin!(sleep_until(Instant::now() + IDLE));
+        let mut retire = pin!(async {
+            tokio::select! {
+                () = drain.requested() => {}
+                () = outdated => {}
+            }
+        });
+        let mut due = false;
         loop {
             // Before an OPEN that is here already: else a dialler that is quick would be served till the drain's deadline. But
             // whoever had just connected is served once.
-            if drain.is_requested() && !self.machine.is_retired() && self.machine.number() > 0 {
-                self.retire().ok()?;
-                until.as_mut().reset(Instant::now() + RETIRED);
+            due = due || poll_fn(|context| Poll::Ready(retire.as_mut().poll(context).is_ready())).await;
+            if due && self.machine.number() > 0 {
+                self.retire(until.as_mut()).ok()?;
             }
             match self.take_open() {
                 Ok(Some(request)) => return Some(request),
                 Ok(None) => {}
                 Err(_) => return None,
             }
-            let retired = self.machine.is_retired();
+            if due {
+                self.retire(until.as_mut()).ok()?;
+            }
             tokio::select! {
                 ready = self.channel.ready(Interest::READABLE | Interest::ERROR) => { ready.ok()?; }
-                () = drain.requested(), if !retired => {
-                    self.retire().ok()?;
-                    until.as_mut().reset(Instant::now() + RETIRED);
-                }
+                () = &mut retire, if !due => due = true,
                 () = drain.over() => return None,
                 () = &mut until => {
                     // The dialler may not have read our last frames yet, and a reset would take them from it.
@@ -83,7 +90,12 @@ impl Tunnel<Acceptor> {
         }
     }
 
-    fn retire(&mut self) -> Result<(), Ended> {
+    /// Tells the dialler, once; it has until then to close.
+    fn retire(&mut self, until: Pin<&mut Sleep>) -> Result<(), Ended> {
+        if self.machine.is_retired() {
+            return Ok(());
+        }
+        until.reset(Instant::now() + RETIRED);
         self.machine.retire(&mut self.out);
         self.send_frames()
     }

@@ -103,7 +103,7 @@ async fn a_tunnel_that_dies_with_our_last_frames_ends_the_connection() {
     far.machine.open(&open(), &mut far.out).unwrap();
     far.machine.finish(&mut far.out).unwrap();
     far.send_frames().unwrap();
-    let request = near.next_open(&crate::drain::channel().1).await.unwrap();
+    let request = near.next_open(&crate::drain::channel().1, std::future::pending()).await.unwrap();
     assert!(request.early.finished);
     near.answer_opened().unwrap();
     near.channel.shrink_send_buffer();
@@ -321,4 +321,30 @@ fn another_endpoint_is_tried_only_if_no_byte_can_have_been_delivered() {
     assert!(!ended_only.is_undelivered());
     assert!(!outcome(false, b"", Ended::Stopped(Stop::Revoked)).is_undelivered());
     assert!(!outcome(false, b"", Ended::Application(std::io::ErrorKind::ConnectionReset.into())).is_undelivered());
+}
+
+/// A newer certificate, or its age: whoever has just connected is served once, and nobody after that.
+#[tokio::test]
+async fn an_outdated_tunnel_is_retired_before_an_open_that_is_here_already() {
+    let (mut far, mut near, _application, _side) = ends().await;
+    let (_trigger, drain) = crate::drain::channel();
+    let ask = |far: &mut Tunnel<Dialler>| {
+        far.machine.open(&open(), &mut far.out).unwrap();
+        far.send_frames().unwrap();
+    };
+    ask(&mut far);
+    near.has_news().await;
+    near.next_open(&drain, std::future::ready(())).await.unwrap();
+    near.answer_refused(RefuseReason::Denied).unwrap();
+    assert_eq!(step(&mut far).await, ["Refused(Denied)"]);
+    ask(&mut far);
+    near.has_news().await;
+    let dialler = async {
+        let events = step(&mut far).await;
+        drop(far);
+        events
+    };
+    let (request, events) = tokio::join!(near.next_open(&drain, std::future::ready(())), dialler);
+    assert!(request.is_none());
+    assert_eq!(events, ["Repeat"], "it is opened elsewhere");
 }

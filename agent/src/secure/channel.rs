@@ -4,14 +4,17 @@
 //! idle channel holds no buffer.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::outcome::Blame;
 use agent_core::policy::VerifiedPeer;
 use thiserror::Error;
 use tokio::io::{Interest, Ready};
+use tokio::time::Instant;
 
 use super::liveness::{Path, Watch};
+use super::trust::Ends;
 use super::wire::Wire;
 
 /// Why a channel failed. It is of no more use.
@@ -74,24 +77,34 @@ pub enum Received<'a> {
 /// A secured connection to a peer that is verified. Made by the two handshakes only. Dropping it resets the connection.
 pub struct Channel {
     wire: Wire,
-    peer: VerifiedPeer,
-    own_serial: String,
+    ends: Arc<Ends>,
+    since: Instant,
 }
 
 impl Channel {
-    /// `wire` has finished a handshake in which `peer` proved who it is.
-    pub(super) fn new(wire: Wire, peer: VerifiedPeer, own_serial: String) -> Self {
-        Self { wire, peer, own_serial }
+    /// `wire` has finished a handshake in which both ends proved who they are.
+    pub(super) fn new(wire: Wire, ends: Ends) -> Self {
+        Self { wire, ends: Arc::new(ends), since: Instant::now() }
+    }
+
+    /// Who the two ends have proved to be.
+    pub fn ends(&self) -> &Arc<Ends> {
+        &self.ends
     }
 
     /// Who the peer has proved to be.
     pub fn peer(&self) -> &VerifiedPeer {
-        &self.peer
+        &self.ends.peer
     }
 
     /// Our own certificate's serial number, in hex.
     pub fn own_serial(&self) -> &str {
-        &self.own_serial
+        self.ends.own.serial()
+    }
+
+    /// When the handshake finished.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// The key exchange group, as in the IANA registry.
@@ -189,6 +202,6 @@ impl Channel {
 
 impl std::fmt::Debug for Channel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Channel").field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("Channel").field("ends", &self.ends).finish_non_exhaustive()
     }
 }

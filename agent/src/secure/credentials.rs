@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::lifecycle::AHEAD;
+use agent_core::policy::VerifiedPeer;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use thiserror::Error;
@@ -65,6 +66,7 @@ pub struct Credentials {
     /// For a successor: the signing key above gives nothing away.
     chain: Vec<CertificateDer<'static>>,
     pkcs8: Zeroizing<Vec<u8>>,
+    proven: Arc<VerifiedPeer>,
     identity: SpiffeId,
     uid: PodUid,
     serial: String,
@@ -98,6 +100,7 @@ impl Credentials {
             key: Arc::new(SingleCertAndKey::from(certified)),
             chain,
             pkcs8: key.clone(),
+            proven: Arc::new(ours.proven()),
             identity: terms.identity.clone(),
             uid: terms.uid.clone(),
             serial: ours.serial,
@@ -110,6 +113,11 @@ impl Credentials {
     /// The chain, leaf first, and the key (PKCS#8): for the agent that takes over from this one, and for nobody else.
     pub fn hand_over(&self) -> (&[CertificateDer<'static>], &Zeroizing<Vec<u8>>) {
         (&self.chain, &self.pkcs8)
+    }
+
+    /// What peers know of us when we have shown it.
+    pub fn as_peer(&self) -> &Arc<VerifiedPeer> {
+        &self.proven
     }
 
     /// The pod's identity.

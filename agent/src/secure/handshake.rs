@@ -117,7 +117,7 @@ async fn shake_hands(
         return Err(HandshakeError::Refused(rustls::Error::NoApplicationProtocol));
     }
     let peer = verifier.proven().ok_or_else(|| ours("no certificate was verified"))?;
-    Ok(Channel::new(wire, peer, credentials.serial().to_owned()))
+    Ok(Channel::new(wire, verifier.trust().ends(Arc::clone(credentials.as_peer()), peer)))
 }
 
 fn client_config(credentials: &Credentials, verifier: Arc<Verifier>) -> Result<ClientConfig, rustls::Error> {

@@ -22,6 +22,7 @@ use super::*;
 
 mod asn1;
 mod cases;
+mod deny;
 mod differential;
 mod hostile;
 
@@ -321,6 +322,32 @@ pub(crate) async fn pair() -> (Channel, Channel) {
     let (client, web) = (root.credentials(CLIENT, "uid-client"), root.credentials(WEB, "uid-web"));
     let (dialled, accepted) = shake((&client, &root.trust()), (&web, &root.trust()), (WEB, "uid-web")).await;
     (dialled.unwrap(), accepted.unwrap())
+}
+
+/// Two ends of a tunnel, and what they were made of.
+pub(crate) struct Shaken {
+    pub(crate) dialled: Channel,
+    pub(crate) _accepted: Channel,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) client: Arc<Credentials>,
+    /// The client's next certificate.
+    pub(crate) renewed: Arc<Credentials>,
+}
+
+/// `uid-client` has dialled `uid-web`.
+pub(crate) async fn shaken() -> Shaken {
+    let (root, web) = (Authority::root(), ("uid-web", WEB));
+    let (client, trust) = (root.credentials(CLIENT, "uid-client"), root.trust());
+    let (dialled, accepted) = shake((&client, &trust), (&root.credentials(web.1, web.0), &trust), (WEB, web.0)).await;
+    let (leaf, key) = root.issue(&Bent::leaf(CLIENT, "uid-client"));
+    let renewed = Credentials::accept(vec![leaf], &key, &terms(client.identity(), client.uid()), &trust, 2).unwrap();
+    Shaken {
+        dialled: dialled.unwrap(),
+        _accepted: accepted.unwrap(),
+        trust,
+        client: Arc::new(client),
+        renewed: Arc::new(renewed),
+    }
 }
 
 async fn next(channel: &mut Channel) -> Result<Option<Vec<u8>>, ChannelError> {

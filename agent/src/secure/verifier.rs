@@ -35,6 +35,11 @@ impl Verifier {
         Arc::new(Self { trust: Arc::clone(trust), expected, verdict: OnceLock::new() })
     }
 
+    /// What it judges by.
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// The peer, to be asked for when the handshake has finished; `None` if it showed no certificate that we accept.
     pub(super) fn proven(&self) -> Option<VerifiedPeer> {
         self.verdict.get()?.as_ref().ok().map(Leaf::proven)
@@ -84,6 +89,7 @@ fn alert(error: &VerifyError) -> CertificateError {
         VerifyError::Signature => CertificateError::BadSignature,
         VerifyError::Expired => CertificateError::Expired,
         VerifyError::NotYetValid => CertificateError::NotValidYet,
+        VerifyError::Denied(_) => CertificateError::Revoked,
         VerifyError::Authority
         | VerifyError::Purpose
         | VerifyError::EmptyPurpose

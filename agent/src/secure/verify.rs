@@ -5,14 +5,15 @@
 mod leaf;
 mod refusal;
 
-use std::cell::Cell;
+use std::sync::Arc;
 
-use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
+use agent_core::identity::{KeyHash, PodUid, SpiffeId, TrustDomain};
 use agent_core::policy::VerifiedPeer;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use super::certificate;
+use super::path::PathJudge;
 use super::provider::algorithms;
 use super::trust::Trust;
 
@@ -29,6 +30,15 @@ pub(super) enum Role {
     Server,
 }
 
+impl Role {
+    fn usage(self) -> KeyUsage {
+        match self {
+            Self::Client => KeyUsage::client_auth(),
+            Self::Server => KeyUsage::server_auth(),
+        }
+    }
+}
+
 /// What a verified certificate says of its owner. It proves nothing yet: anybody can show a certificate.
 #[derive(Clone, Debug)]
 pub(super) struct Leaf {
@@ -37,12 +47,15 @@ pub(super) struct Leaf {
     pub(super) serial: String,
     pub(super) not_before: u64,
     pub(super) not_after: u64,
+    /// From its own key to the anchor's.
+    pub(super) path: Arc<[KeyHash]>,
 }
 
 impl Leaf {
     /// To be called after a handshake in which the owner proved to hold the key.
     pub(super) fn proven(&self) -> VerifiedPeer {
-        VerifiedPeer::assertion(self.identity.clone(), self.uid.clone(), self.serial.clone(), self.not_after)
+        let (identity, uid, serial) = (self.identity.clone(), self.uid.clone(), self.serial.clone());
+        VerifiedPeer::assertion(identity, uid, serial, self.not_after, Arc::clone(&self.path))
     }
 }
 
@@ -63,13 +76,19 @@ pub(super) fn verify(
     if !certificate::is_strong(parsed.public_key()) {
         return Err(VerifyError::WeakKey);
     }
+    trust.deny().check_names(&identity, uid.as_ref(), &serial)?;
     let anchors = anchors(trust, identity.trust_domain(), now)?;
-    check_path(leaf, intermediates, &anchors, role, now)?;
+    let judge = PathJudge::new(trust, identity.trust_domain());
+    let judged = |path: &VerifiedPath<'_>| judge.judge(path);
+    EndEntityCert::try_from(leaf)?
+        .verify_for_usage(algorithms().all, &anchors, intermediates, now, role.usage(), None, Some(&judged))
+        .map_err(|error| judge.why().unwrap_or_else(|| path_error(error, intermediates)))?;
+    let path = judge.accepted()?;
     leaf::check_key_usage(&parsed)?;
     let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
     let not_before = seconds(parsed.validity().not_before.timestamp());
     let not_after = seconds(parsed.validity().not_after.timestamp());
-    Ok(Leaf { identity, uid, serial, not_before, not_after })
+    Ok(Leaf { identity, uid, serial, not_before, not_after, path })
 }
 
 fn check_size(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), VerifyError> {
@@ -87,47 +106,6 @@ fn anchors(trust: &Trust, domain: &TrustDomain, now: UnixTime) -> Result<Vec<Tru
     }
     let anchors = trust.anchors(domain, now);
     if anchors.is_empty() { Err(VerifyError::NoValidAnchor(domain.clone())) } else { Ok(anchors) }
-}
-
-fn check_path(
-    leaf: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    anchors: &[TrustAnchor<'_>],
-    role: Role,
-    now: UnixTime,
-) -> Result<(), VerifyError> {
-    let usage = match role {
-        Role::Client => KeyUsage::client_auth(),
-        Role::Server => KeyUsage::server_auth(),
-    };
-    let unfit = Cell::new(None);
-    // An error here makes webpki look for another path.
-    let judge = |path: &VerifiedPath<'_>| match check_authorities(path) {
-        Ok(()) => Ok(()),
-        Err(reason) => {
-            unfit.set(Some(reason));
-            Err(webpki::Error::UnknownIssuer)
-        }
-    };
-    let verdict = EndEntityCert::try_from(leaf)?
-        .verify_for_usage(algorithms().all, anchors, intermediates, now, usage, None, Some(&judge))
-        .map(drop);
-    verdict.map_err(|error| unfit.take().unwrap_or_else(|| path_error(error, intermediates)))
-}
-
-/// What webpki does not ask of the authorities between leaf and anchor.
-fn check_authorities(path: &VerifiedPath<'_>) -> Result<(), VerifyError> {
-    for authority in path.intermediate_certificates() {
-        let der = authority.der();
-        let parsed = certificate::read(&der)?;
-        if !certificate::is_strong(parsed.public_key()) {
-            return Err(VerifyError::WeakKey);
-        }
-        if !certificate::may_sign(&parsed) {
-            return Err(VerifyError::IntermediateKeyUsage);
-        }
-    }
-    Ok(())
 }
 
 /// With a weak key no signature can be checked: the reason is the key then, and not what was signed with it.

@@ -45,7 +45,7 @@ fn every_reason_has_one_number() {
         assert_eq!(ResetReason::from_code(code).code(), code);
     }
     assert_eq!(RefuseReason::from_code(13), RefuseReason::Unknown(13));
-    assert_eq!(ResetReason::from_code(10), ResetReason::Unknown(10));
+    assert_eq!(ResetReason::from_code(11), ResetReason::Unknown(11));
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
                     asked.push((uid, pod.number));
                 }
             }
-            let ttl = self.ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs().max(1)).unwrap_or(u32::MAX));
+            let ttl = self.asks.ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs().max(1)).unwrap_or(u32::MAX));
             let uids = asked.iter().map(|(uid, _)| uid.to_string()).collect();
             let call = self.calls.spawn(sign(self.signer.clone(), uids, ttl));
             self.under_way.insert(call.id(), asked);

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agent_core::identity::{PodUid, SpiffeId};
-use agent_core::lifecycle::{Action, Lifecycle, Moment, Queue};
+use agent_core::lifecycle::{Action, Event, Lifecycle, Moment, Queue};
 use tracing::{info, warn};
 
-use crate::identity::Standing;
+use crate::identity::{Rotation, Standing};
 use crate::secure::Credentials;
 
 pub(super) struct Pod {
@@ -83,6 +83,16 @@ impl Pod {
         (self.refusal, self.error) = (None, None);
         queue.remove(uid);
         new
+    }
+
+    /// The orders that are about its certificate.
+    pub(super) fn ordered<'r>(&self, rotations: &'r [Rotation]) -> impl Iterator<Item = Event> + use<'r> {
+        let anchor = self.used.as_ref().and_then(|used| used.as_peer().anchor().copied());
+        let is_meant = move |order: &&Rotation| {
+            order.anchors.is_empty() || anchor.is_some_and(|anchor| order.anchors.contains(&anchor))
+        };
+        let event = |order: &Rotation| Event::Rotate { generation: order.generation, window: order.window };
+        rotations.iter().filter(is_meant).map(event)
     }
 
     pub(super) fn standing(&self, now: Moment) -> Standing {

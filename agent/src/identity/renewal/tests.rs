@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use agent_core::identity::KeyHash;
 use ca::wire::SignItem;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
@@ -15,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::*;
-use crate::identity::{Identity, Standing};
+use crate::identity::Standing;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const LIFE: Duration = Duration::from_secs(10 * 60 * 60);
@@ -165,7 +166,9 @@ struct Node {
     ca: Ca,
     wanted: watch::Sender<Vec<(PodUid, SpiffeId)>>,
     certificates: watch::Receiver<Arc<Certificates>>,
-    identity: Identity,
+    trust: watch::Sender<Arc<Trust>>,
+    rotations: watch::Sender<Arc<[Rotation]>>,
+    _tasks: JoinSet<()>,
 }
 
 impl Node {
@@ -174,15 +177,30 @@ impl Node {
         let ca = Ca::new(&clocks);
         let anchors = HashMap::from([("test.mantle".parse().unwrap(), vec![ca.root.0.clone()])]);
         let (wanted, wants) = watch::channel(wants(pods));
-        let (_, trust) = watch::channel(Trust::new(anchors).unwrap());
-        let (orders, ordered) = watch::channel(Orders::default());
+        let (trust, trusted) = watch::channel(Trust::new(anchors).unwrap());
+        let (rotations, ordered) = watch::channel(Arc::default());
         let (writer, certificates) = watch::channel(Arc::default());
-        let told = Told { wanted: wants, trust: trust.clone(), orders: ordered, ca_back: Arc::default() };
-        let renewal = Renewal::new((ca.clone(), clocks.clone()), None, told, writer, Vec::new());
+        let told = Told { wanted: wants, trust: trusted, rotations: ordered, ca_back: Arc::default() };
+        let asks = Asks { node: "node-a".into(), ttl: None };
+        let renewal = Renewal::new((ca.clone(), clocks.clone()), asks, told, writer, Vec::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(renewal.run());
-        let identity = Identity { certificates: certificates.clone(), trust, orders, _tasks: tasks };
-        Self { clocks, ca, wanted, certificates, identity }
+        Self { clocks, ca, wanted, certificates, trust, rotations, _tasks: tasks }
+    }
+
+    /// The CA tells of another deny-list.
+    fn deny(&self, deny: DenyList) {
+        let next = |trust: &Arc<Trust>| trust.next(trust.certificates(), deny, trust.sequence() + 1).unwrap();
+        self.trust.send_modify(|trust| *trust = next(trust));
+    }
+
+    fn order(&self, generation: u64, anchors: &[KeyHash]) {
+        let order = Rotation { generation, window: Duration::from_secs(600), anchors: anchors.to_vec() };
+        self.rotations.send_replace(Arc::new([order]));
+    }
+
+    fn used(&self) -> Arc<Credentials> {
+        Arc::clone(&self.certificates.borrow().held[&uid("web")])
     }
 
     /// One whose pod `web` has its first certificate.
@@ -421,15 +439,42 @@ async fn a_denied_pod_keeps_its_certificate_and_is_asked_for_once_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_list_denies_is_gone_at_once_and_comes_back_with_the_list() {
-    let (mut node, first) = Node::certified().await;
-    node.identity.orders().send_modify(|orders| _ = orders.denied.insert(uid("web")));
-    node.certificates.wait_for(|all| all.held.is_empty()).await.unwrap();
-    node.pass(HOUR).await;
-    assert_eq!((node.state(), node.ca.calls()), ("denied", 1));
-    node.identity.orders().send_modify(|orders| orders.denied.clear());
-    settle().await;
-    assert!(node.state() == "valid" && node.serial() != Some(first));
+async fn who_is_denied_by_name_has_nothing_at_once_and_another_when_it_is_allowed() {
+    let lists: [fn(&mut DenyList) -> bool; 4] = [
+        |list| list.pods.insert(uid("web")),
+        |list| list.identities.insert(wants(&["web"])[0].1.clone()),
+        |list| list.nodes.insert("node-a".into()),
+        |list| list.trust_domains.insert("test.mantle".parse().unwrap()),
+    ];
+    for fill in lists {
+        let (mut node, first) = Node::certified().await;
+        let mut list = DenyList::default();
+        assert!(fill(&mut list));
+        node.deny(list);
+        node.certificates.wait_for(|all| all.held.is_empty()).await.unwrap();
+        node.pass(HOUR).await;
+        assert_eq!((node.state(), node.ca.calls()), ("denied", 1));
+        node.deny(DenyList::default());
+        settle().await;
+        assert!(node.state() == "valid" && node.serial() != Some(first));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_or_key_that_is_denied_is_replaced() {
+    for by_key in [false, true] {
+        let (mut node, first) = Node::certified().await;
+        let mut list = DenyList { pods: [uid("other")].into(), ..DenyList::default() };
+        if by_key {
+            list.keys.insert(node.used().as_peer().path()[0]);
+        } else {
+            list.serials.insert(("test.mantle".parse().unwrap(), first.clone()));
+        }
+        node.deny(list);
+        node.another(&first).await;
+        node.pass(HOUR).await;
+        assert_eq!((node.state(), node.ca.calls()), ("valid", 2));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -439,12 +484,16 @@ async fn an_order_to_rotate_may_shorten_a_life_and_nothing_else_may() {
     node.pass(LIFE.mul_f64(0.61)).await;
     assert_eq!((node.state(), node.serial()), ("renewing", Some(first.clone())), "it would end sooner");
     assert!(node.standing().unwrap().error.unwrap().contains("not end later"));
-    node.identity.orders().send_modify(|orders| orders.rotate = Some((1, Duration::from_secs(600))));
+    let anchor = *node.used().as_peer().anchor().unwrap();
+    node.order(1, &[[7; 32]]);
+    node.pass(Duration::from_secs(601)).await;
+    assert_eq!(node.serial(), Some(first.clone()), "an order about another anchor is none for it");
+    node.order(2, &[[7; 32], anchor]);
     node.pass(Duration::from_secs(601)).await;
     let second = node.serial().unwrap();
     assert_ne!(second, first);
     let calls = node.ca.calls();
-    node.identity.orders().send_modify(|_| {});
+    node.order(2, &[anchor]);
     node.pass(Duration::from_secs(601)).await;
     assert_eq!((node.serial(), node.ca.calls()), (Some(second), calls), "the same order twice is one");
 }

@@ -47,7 +47,7 @@ async fn start(ca: &TestCa) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_root_is_replaced_while_agents_attest_sign_and_join() {
-    let (ca, mut hand, agent) = joined().await;
+    let (ca, hand, agent) = joined().await;
     let mut watched = Watched::open(&hand, &agent).await.unwrap();
     let first = watched.update().await;
     let old = first.bundles[0].anchors[0].clone();
@@ -89,7 +89,7 @@ async fn the_root_is_replaced_while_agents_attest_sign_and_join() {
     assert_eq!((&last.bundles[0].anchors[0], last.rotate.len()), (&new, 0));
     assert!(!ca.config.state_dir.join("root-key.pem").exists());
     // The server is known by the new root from now on.
-    hand.place.root_key_hash = key_hash(&new);
+    hand.place.roots.follow(vec![key_hash(&new)]);
     let moved = async {
         while connect(&hand.place, None).await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -49,7 +49,7 @@ pub(super) async fn joined() -> (TestCa, ByHand, AgentCertificate) {
 }
 
 /// What the CA wrote of a node, once it is so.
-async fn noted(ca: &TestCa, node: &str, is_so: impl Fn(&serde_json::Value) -> bool) {
+pub(in crate::identity) async fn noted(ca: &TestCa, node: &str, is_so: impl Fn(&serde_json::Value) -> bool) {
     let noted = async {
         loop {
             let text = std::fs::read(ca.config.state_dir.join("agents.json")).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Why a certificate is refused. Each reason has its own code: an operator sees no more than that of a peer far away.
 
+use agent_core::deny::Denied;
 use agent_core::identity::{IdentityError, PodUid, SpiffeId, TrustDomain};
 use thiserror::Error;
 
@@ -92,6 +93,9 @@ pub enum VerifyError {
     /// An intermediate without keyCertSign.
     #[error("an intermediate certificate may not sign certificates")]
     IntermediateKeyUsage,
+    /// The deny-list names it, or every path to an anchor of its trust domain.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// Somebody else than expected.
     #[error("the peer is {found}, expected was {expected}")]
     OtherIdentity {
@@ -138,6 +142,7 @@ impl VerifyError {
             Self::TooComplex => "too_complex",
             Self::KeyUsage => "key_usage",
             Self::IntermediateKeyUsage => "intermediate_key_usage",
+            Self::Denied(denied) => denied.label(),
             Self::OtherIdentity { .. } => "other_identity",
             Self::OtherPod { .. } => "other_pod",
         }
