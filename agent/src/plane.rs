@@ -144,17 +144,19 @@ impl Plane {
             if !permitted(&known) {
                 return Stop::Revoked;
             }
-            // Its end comes by itself, whatever else happens: nobody need notice it for us.
             let held = certificates.borrow_and_update().get(pod).cloned();
-            let Some(held) = held else { return Stop::CertificateGone };
             let believed = Arc::clone(&trust.borrow_and_update());
-            let judged = match ends {
-                Some(ends) => believed.both_stand(ends, &known),
-                None => believed.stands(held.as_peer(), &known).map_err(Distrust::Own),
+            // Before the certificate: who is denied loses that as well, and the record is to say why.
+            let judged = match (ends, &held) {
+                (Some(ends), _) => believed.both_stand(ends, &known),
+                (None, Some(held)) => believed.stands(held.as_peer(), &known).map_err(Distrust::Own),
+                (None, None) => Ok(()),
             };
             if let Err(distrust) = judged {
                 return Stop::Distrusted(Box::new(distrust));
             }
+            // Its end comes by itself, whatever else happens: nobody need notice it for us.
+            let Some(held) = held else { return Stop::CertificateGone };
             let left = held.left();
             drop((known, held, believed));
             let changed = tokio::select! {

@@ -64,7 +64,7 @@ impl TestCa {
         let serving = tokio::spawn(serving);
         while tokio::net::TcpStream::connect(self.config.listen).await.is_err() {
             assert!(!serving.is_finished(), "the CA has ended: {:?}", serving.await);
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.running = Some((stop, serving));
     }
