@@ -33,6 +33,7 @@ mod out_of_reach;
 mod peer_addresses;
 mod plaintext_ports;
 mod probes;
+mod ranges;
 mod reboot;
 mod refused_before;
 mod replaced;
