@@ -20,6 +20,7 @@ mod handover;
 mod hostile;
 mod hung;
 mod identity;
+mod inside;
 mod ipv6;
 mod killed;
 mod leaving;
