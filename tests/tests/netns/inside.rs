@@ -1,12 +1,12 @@
 //! A connection within a pod is announced by the socket that dials it, for as long as it may need that, and no longer.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Stdio;
 
 use agent_common::FlowKey;
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Mesh, Mode, Pod, Side};
+use agent_tests::{Mesh, Mode, Pod, Side, wait};
 use aya::maps::{HashMap, Map, MapData};
 use nix::errno::Errno;
 use socket2::{Domain, Socket, Type};
@@ -65,6 +65,31 @@ fn what_never_arrives_is_announced_until_its_socket_is_closed() {
     drop(again);
     drop(begin(&web, "192.0.2.1:80".parse().unwrap()));
     assert_eq!(announced(&mesh, 80), 0);
+}
+
+#[test]
+fn a_connection_that_is_under_way_when_its_pod_becomes_strict_arrives() {
+    let mut mesh = Mesh::start();
+    let web = mesh.pod("web", Side::B);
+    mesh.dual_stack(&[&web]);
+    let _echo = Server::start(&web, "[::]:80".parse().unwrap(), |stream, _| traffic::echo(stream));
+    drop_syns(&web);
+    let under_way = [web.at(80), web.at6(80)].map(|to| begin(&web, to));
+    mesh.change(|directory| directory.entry(&web).mode = Mode::Strict);
+    nft(&web, "flush ruleset");
+    for socket in under_way {
+        socket.set_nonblocking(false).unwrap();
+        let mut stream = traffic::patient(socket.into()).unwrap();
+        wait::until("its SYN is sent again", || match (stream.take_error().unwrap(), stream.peer_addr()) {
+            (None, Err(_)) => None,
+            (None, Ok(_)) => Some(()),
+            (Some(error), _) => panic!("refused: {error}"),
+        });
+        stream.write_all(b"mine").unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"mine");
+    }
 }
 
 /// A redirect to a proxy in the pod. What arrives has another destination than the socket dialled, and to be announced by the
