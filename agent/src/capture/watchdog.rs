@@ -150,8 +150,7 @@ impl Capture {
     /// Puts programs of this version into the links at the cgroup root, or into new ones.
     fn attach_to_cgroup(&mut self) -> Result<(), super::StartError> {
         let mut object = program::load(&self.pins, &self.held.rule)?;
-        self.held.seats = program::attach_to_cgroup(&mut object, &self.pins, &self.held.cgroup)?;
-        Ok(())
+        program::attach_to_cgroup(&mut object, &self.pins, &self.held.cgroup, &mut self.held.seats)
     }
 
     fn inspect_pods(&mut self) -> Vec<Fault> {
