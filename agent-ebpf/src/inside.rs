@@ -2,17 +2,18 @@
 //! `route_localnet` is set) the kernel takes packets from outside that claim to come from the pod itself, and a SYN can
 //! carry data (TCP Fast Open). So the socket that makes such a connection announces it.
 
-use agent_common::{FlowKey, MODE_STRICT, Netns, STATE_ENROLLED, TUNNEL_PORT, in_capture_range};
+use agent_common::{FlowKey, NO_POD, Netns, TUNNEL_PORT, in_capture_range};
 
 use crate::destination::{is_loopback, is_own};
 use crate::maps::{INSIDE, NETNS};
 
-/// Before the SYN leaves: notes the connection if it is one that stays inside a strict pod, and says whether it is.
+/// Before the SYN leaves: notes the connection if it is one that stays inside a pod, and says whether it is. The pod need not be
+/// strict yet: it may be by the time that a SYN is sent again.
 #[inline(always)]
 pub fn announce(connection: &FlowKey) -> bool {
     // SAFETY: the agent replaces a value as a whole; a reader sees the old one or the new one.
     let Some(pod) = (unsafe { NETNS.get(&connection.cookie) }) else { return false };
-    if pod.state != STATE_ENROLLED || pod.mode != MODE_STRICT || !stays(pod, connection) {
+    if pod.pod_index == NO_POD || !stays(pod, connection) {
         return false;
     }
     // One that finds no room is refused like a stranger's.

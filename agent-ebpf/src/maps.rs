@@ -37,7 +37,7 @@ pub static FLOWS: HashMap<FlowKey, Flow, 65_536, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static DIALS: HashMap<FlowKey, Endpoint, 65_536, NO_PREALLOC> = HashMap::new();
 
-/// A connection on its way from a strict pod to itself. It needs its entry for as long as its handshake takes; the least
+/// A connection on its way from a pod to itself. It needs its entry for as long as its handshake takes; the least
 /// recently used makes room, so that no pod can take all of it.
 #[btf_map]
 pub static INSIDE: LruHashMap<FlowKey, u32, 16_384> = LruHashMap::new();

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::capture::{Capture, StartError, Strangers};
+use crate::capture::{Capture, PodsCgroupWatch, StartError, Strangers};
 use crate::config::Config;
 use crate::directory::{Counted, Report, Source, SourceError, StatusFile, TrustStatus};
 use crate::drain::{self, Drained};
@@ -211,6 +211,7 @@ impl Duty {
         let mut takeover = predecessor.map(|predecessor| (predecessor, Instant::now() + TAKE_OVER));
         let mut door = if takeover.is_none() { Some(open_door(socket)?) } else { None };
         let mut strangers = self.enrolment.strangers();
+        let mut pods_cgroup = self.enrolment.watch_pods_cgroup();
         let mut now_and_then = tokio::time::interval(NOW_AND_THEN);
         // What was missed while a successor was waited for is not made up for.
         now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -246,7 +247,9 @@ impl Duty {
                     Ok(()) = watched.changed() => self.status.write(&report, &self.trust(), &self.counted()),
                     Ok(()) = trust.changed() => self.status.write(&report, &self.trust(), &self.counted()),
                     found = unknown(&mut strangers) => self.enrolment.classify(&found, &snapshot),
+                    () = made_anew(&mut pods_cgroup) => self.enrolment.follow_pods_cgroup(),
                     _ = now_and_then.tick() => {
+                        self.enrolment.follow_pods_cgroup();
                         self.enrolment.forget_gone();
                         self.enrolment.look(&snapshot, Look::Again);
                         self.status.write(&report, &self.trust(), &self.counted());
@@ -297,6 +300,13 @@ async fn until(due: Option<Instant>) {
 async fn unknown(strangers: &mut Option<Strangers>) -> Vec<Stranger> {
     match strangers {
         Some(strangers) => strangers.next().await,
+        None => pending().await,
+    }
+}
+
+async fn made_anew(pods_cgroup: &mut Option<PodsCgroupWatch>) {
+    match pods_cgroup {
+        Some(watch) => watch.changed().await,
         None => pending().await,
     }
 }

@@ -47,6 +47,7 @@ pub use heartbeat::Heart;
 pub use listener::{CaptureError, Captured, InboundListener, Listener, OutboundListener, Steered};
 use pod::Known;
 pub use pod::{AttachError, Attached};
+pub use pods_cgroup::PodsCgroupWatch;
 pub use requirements::Missing;
 pub use self_test::SelfTestError;
 pub use start_error::StartError;
@@ -113,7 +114,8 @@ impl Capture {
             allow: config.allow_unknown.into(),
         };
         let mut object = program::load(&pins, &rule)?;
-        let seats = program::attach_to_cgroup(&mut object, &pins, &cgroup)?;
+        let mut seats = Vec::new();
+        program::attach_to_cgroup(&mut object, &pins, &cgroup, &mut seats)?;
         let log = program::LogReader::start(&mut object);
         let maps = Arc::new(Maps::take(&mut object)?);
         let own =

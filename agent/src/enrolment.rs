@@ -20,7 +20,7 @@ use agent_core::identity::{PodUid, SpiffeId};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use crate::capture::{Attached, Capture, Strangers};
+use crate::capture::{Attached, Capture, PodsCgroupWatch, Strangers};
 use crate::directory::Report;
 use crate::identity::Certificates;
 use crate::legacy::{LegacyConfig, Look, Watch};
@@ -195,11 +195,20 @@ impl Enrolment {
         }
     }
 
-    /// Looks at what nobody tells of: the pods' cgroup, unlisted pods that are gone, probes that are over. Now and then.
-    pub fn forget_gone(&mut self) {
+    /// Who tells that [`Self::follow_pods_cgroup`] may be due, if that can be told.
+    pub fn watch_pods_cgroup(&self) -> Option<PodsCgroupWatch> {
+        self.capture.watch_pods_cgroup()
+    }
+
+    /// Tells the kernel which the pods' cgroup is, if it was made anew or is gone.
+    pub fn follow_pods_cgroup(&mut self) {
         if let Err(error) = self.capture.follow_pods_cgroup() {
             error!(%error, "the pods' cgroup has changed, and the kernel was not told: pods are not told from the node");
         }
+    }
+
+    /// Looks at what nobody tells of: unlisted pods that are gone, probes that are over. Now and then.
+    pub fn forget_gone(&mut self) {
         if let Err(error) = self.capture.forget_old_probes() {
             warn!(%error, "cannot tell which probes are over");
         }

@@ -140,7 +140,7 @@ impl Attached {
                 let host = rand::rng().random_range(1..!mask);
                 Ipv4Addr::from(u32::from_be(CAPTURE_NET) | host).into()
             }
-            IpAddr::V6(_) if self.has_v6_range => {
+            IpAddr::V6(_) if self.has_v6_range() => {
                 let [high, low] = CAPTURE_NET6.map(|word| u128::from(u32::from_be(word)));
                 let host = u128::from(rand::random::<u64>());
                 Ipv6Addr::from(high << 96 | low << 64 | host).into()

@@ -23,7 +23,7 @@ use super::heartbeat::kernel_time;
 use super::maps::{Maps, addr, plaintext_ports, pod_addresses, uid_bytes};
 use super::netns::Namespace;
 use super::ports::Ports;
-use super::route;
+use super::route::{self, Range};
 
 /// Why a pod can't be enrolled.
 #[derive(Debug, Error)]
@@ -76,10 +76,8 @@ pub struct Attached {
     thread: AtomicU32,
     /// What `NETNS` was last told that the pod is; 0 = nothing yet.
     told: Mutex<Option<Netns>>,
-    /// The IPv6 capture range is local in the namespace.
-    pub(super) has_v6_range: bool,
-    /// So is the range for IPv4 sockets that are bound to a port alone.
-    has_v4_ports: bool,
+    /// What is local in the namespace besides the pod's own.
+    ranges: Vec<Range>,
     pub(super) namespace: Namespace,
     pub(super) ports: Ports,
     /// Where the pod's applications listen on a device only, and until when that is believed.
@@ -113,8 +111,7 @@ impl Attached {
             was_known: known.was_known,
             thread: AtomicU32::new(known.thread),
             told: Mutex::default(),
-            has_v6_range: pod.addresses.iter().any(IpAddr::is_ipv6) && add_v6_range(pod, &namespace),
-            has_v4_ports: add_v4_ports(pod, &namespace),
+            ranges: add_ranges(pod, &namespace),
             namespace,
             ports,
             on_device: Mutex::default(),
@@ -189,8 +186,8 @@ impl Attached {
             Fail::Closed => 0,
             Fail::Open => FLAG_FAIL_OPEN,
         };
-        let v6_range = if self.has_v6_range { FLAG_V6_RANGE } else { 0 };
-        let v4_ports = if self.has_v4_ports { FLAG_V4_PORTS } else { 0 };
+        let v6_range = if self.has_v6_range() { FLAG_V6_RANGE } else { 0 };
+        let v4_ports = if self.ranges.iter().any(|range| *range != Range::V6) { FLAG_V4_PORTS } else { 0 };
         let flags = fail | v6_range | v4_ports;
         let value = Netns {
             state,
@@ -228,6 +225,39 @@ impl Attached {
         }
     }
 
+    /// Looks whether the pod's ranges are local still, and guarded. Returns those that were not, and whether that was put right.
+    pub(super) fn mend_ranges(&self) -> Vec<(Range, io::Result<()>)> {
+        let looked = self.ranges.iter().map(|range| (*range, self.mend_range(*range)));
+        looked.filter_map(|(range, mended)| Some((range, mended.transpose()?))).collect()
+    }
+
+    /// `None` if nothing was to be done.
+    fn mend_range(&self, range: Range) -> io::Result<Option<()>> {
+        if let Range::V4Ports { source } = range
+            && self.namespace.absent_address(&[source.into()])?.is_some()
+        {
+            // The kernel has taken the route with the address, and what has been captured with both.
+            return Ok(None);
+        }
+        self.namespace.inside(|| {
+            let unguarded = range.guard()?;
+            if range.is_local() {
+                return Ok(unguarded.then_some(()));
+            }
+            range.add()?;
+            if !range.is_local() {
+                // The pod may have moved its local table.
+                range.guard_anew()?;
+            }
+            if range.is_local() { Ok(Some(())) } else { Err(io::Error::other("a rule of the pod's own comes first")) }
+        })
+    }
+
+    /// Whether the IPv6 capture range is local in the namespace.
+    pub(super) fn has_v6_range(&self) -> bool {
+        self.ranges.contains(&Range::V6)
+    }
+
     /// Leaves the pod's routes as they were. What the agent's connections still need of them ends with this.
     pub(super) fn remove_ranges(&self) {
         if let Err(error) = self.namespace.inside(route::remove_ranges) {
@@ -249,22 +279,18 @@ impl Attached {
     }
 }
 
-/// Without the range such sockets work all the same, to one destination at a time from each port.
-fn add_v4_ports(pod: &Pod, namespace: &Namespace) -> bool {
-    let v4 = |ip: &IpAddr| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None };
-    let Some(source) = pod.addresses.iter().find_map(v4) else { return false };
-    let added = namespace.inside(|| route::add_v4_ports(source));
-    if let Err(error) = &added {
-        warn!(pod = %pod.uid, %error, "IPv4 sockets that are bound to a port alone reach one destination at a time");
-    }
-    added.is_ok()
-}
-
-/// Without the range IPv6 works all the same, but the pod's source ports run out for all destinations together.
-fn add_v6_range(pod: &Pod, namespace: &Namespace) -> bool {
-    let added = namespace.inside(route::add_v6_range);
-    if let Err(error) = &added {
-        warn!(pod = %pod.uid, %error, "IPv6 goes by the pod's own address: the capture range cannot be made local");
-    }
-    added.is_ok()
+/// Without them all works, but source ports run out: those of IPv6 for all destinations together, and a socket that is bound
+/// to an IPv4 port alone reaches one destination at a time.
+fn add_ranges(pod: &Pod, namespace: &Namespace) -> Vec<Range> {
+    let v4 = |ip: &IpAddr| if let IpAddr::V4(source) = *ip { Some(Range::V4Ports { source }) } else { None };
+    let v6 = pod.addresses.iter().any(IpAddr::is_ipv6).then_some(Range::V6);
+    let wanted = pod.addresses.iter().find_map(v4).into_iter().chain(v6);
+    let added = wanted.filter(|range| {
+        let added = namespace.inside(|| range.add());
+        if let Err(error) = &added {
+            warn!(pod = %pod.uid, %range, %error, "the range cannot be made local: source ports will be scarcer");
+        }
+        added.is_ok()
+    });
+    added.collect()
 }

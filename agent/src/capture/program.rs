@@ -84,16 +84,24 @@ fn loader<'a>(pins: &Pins) -> EbpfLoader<'a> {
 }
 
 /// Loads the programs of the cgroup root and makes them effective there: in their pinned link, if it still sits at
-/// this cgroup, else in a new one.
-pub(super) fn attach_to_cgroup(object: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<Vec<CgroupSeat>, StartError> {
+/// this cgroup, else in a new one. What it comes to, also if it fails half-way, is in `seats`.
+pub(super) fn attach_to_cgroup(
+    object: &mut Ebpf,
+    pins: &Pins,
+    cgroup: &Path,
+    seats: &mut Vec<CgroupSeat>,
+) -> Result<(), StartError> {
     let root = File::open(cgroup).map_err(|e| StartError::System("cannot open the cgroup root", e))?;
     // A cgroup's id is its directory's inode (kernfs, 64 bit).
     let id = root.metadata().map_err(|e| StartError::System("cannot read the cgroup root", e))?.ino();
-    let mut seats = Vec::new();
+    // What the kernel refuses it refuses now, with everything as it was.
+    for name in AT_CGROUP {
+        let program = object.program_mut(name).ok_or(StartError::Ineffective(name))?;
+        load_program(program).map_err(|error| StartError::Program(name, Box::new(error)))?;
+    }
     for name in AT_CGROUP {
         let refused = |error| StartError::Program(name, Box::new(error));
         let program = object.program_mut(name).ok_or(StartError::Ineffective(name))?;
-        load_program(program).map_err(refused)?;
         let pin = pins.cgroup_link(name);
         let pinned = |result: io::Result<_>| result.map_err(|e| StartError::pins(&pin, e));
         let place = Place { pin: &pin, target: id, kind: LinkKind::Cgroup };
@@ -101,9 +109,11 @@ pub(super) fn attach_to_cgroup(object: &mut Ebpf, pins: &Pins, cgroup: &Path) ->
             Some(seat) => Some(seat),
             None => pinned(place.take(attach_program(program, &root).map_err(refused)?, program))?,
         };
-        seats.push((name, seat.ok_or(StartError::Ineffective(name))?));
+        let seat = seat.ok_or(StartError::Ineffective(name))?;
+        seats.retain(|(held, _)| *held != name);
+        seats.push((name, seat));
     }
-    Ok(seats)
+    Ok(())
 }
 
 /// Makes an instance of the lookup program for each pod.

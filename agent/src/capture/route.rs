@@ -1,15 +1,17 @@
 //! Ranges that captured connections go to, made local to a pod's namespace: one route for each, as 127.0.0.0/8 has one (Linux:
-//! "AnyIP").
+//! "AnyIP"), and a rule for what becomes of it without that route.
 
+use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use agent_common::{CAPTURE_NET6, PORTS_MASK, PORTS_NET};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
@@ -17,43 +19,166 @@ use nix::net::if_::if_nametoindex;
 
 use super::netlink::ask;
 
-const PREFIX: u8 = 64;
+const PREFIX4: u8 = PORTS_MASK.count_ones() as u8;
+const PREFIX6: u8 = 64;
 /// `RT_TABLE_LOCAL`: looked at before every other table.
 const LOCAL_TABLE: u8 = 255;
+/// More guards of one range there are not: one for each place that the pod has given its local table meanwhile.
+const GUARDS: usize = 16;
 
-/// Makes the range local in the namespace that the calling thread is in. To have it already is as good.
-pub(super) fn add_v6_range() -> io::Result<()> {
-    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-    ask(NETLINK_ROUTE, RouteNetlinkMessage::NewRoute(range()?), flags, drop)
+/// A range that is to be local to a pod. What it does, it does in the namespace that the calling thread is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Range {
+    /// For IPv6.
+    V6,
+    /// For IPv4 sockets that are bound to a port alone.
+    V4Ports {
+        /// The pod's address: what goes there comes from it.
+        source: Ipv4Addr,
+    },
 }
 
-/// Makes the range for bound ports local in the namespace that the calling thread is in: what goes there comes from `source`.
-pub(super) fn add_v4_ports(source: Ipv4Addr) -> io::Result<()> {
-    let mut route = ports()?;
-    route.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
-    ask(NETLINK_ROUTE, RouteNetlinkMessage::NewRoute(route), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, drop)
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.prefix(), self.length())
+    }
+}
+
+impl Range {
+    /// Makes the range local, and guards it first: it is nowhere in use without. To have it already is as good.
+    pub(super) fn add(self) -> io::Result<()> {
+        self.guard()?;
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        ask(NETLINK_ROUTE, RouteNetlinkMessage::NewRoute(self.route()?), flags, drop)
+    }
+
+    /// Has unreachable what the local table does not know of the range: a route that is lost must not lead to the default
+    /// gateway. Says whether that was still to be done. It is a rule because of IPv6, whose unreachable routes are loopback's, and
+    /// go with it when it is set down.
+    pub(super) fn guard(self) -> io::Result<bool> {
+        let mut rule = self.rule();
+        rule.attributes.push(RuleAttribute::Priority(self.behind_local_table()?));
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        match ask(NETLINK_ROUTE, RouteNetlinkMessage::NewRule(rule), flags, drop) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            made => made.map(|()| true),
+        }
+    }
+
+    /// Whether the kernel keeps here what goes to the range.
+    pub(super) fn is_local(self) -> bool {
+        let mut question = RouteMessage::default();
+        question.header.address_family = self.family();
+        question.header.destination_prefix_length = if self.prefix().is_ipv4() { 32 } else { 128 };
+        question.attributes.push(RouteAttribute::Destination(self.prefix().into()));
+        let mut local = false;
+        let answer = ask(NETLINK_ROUTE, RouteNetlinkMessage::GetRoute(question), NLM_F_ACK, |answer| {
+            local = matches!(answer, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local);
+        });
+        // Where no way leads there, that is the error.
+        answer.is_ok() && local
+    }
+
+    /// What [`Self::guard`] does, also where a guard that was made before has come to stand in front of the local table.
+    pub(super) fn guard_anew(self) -> io::Result<()> {
+        self.remove_guards()?;
+        self.guard().map(drop)
+    }
+
+    fn remove(self) -> io::Result<()> {
+        is_removed(ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRoute(self.route()?), NLM_F_ACK, drop))?;
+        // Last, for what is still under way.
+        self.remove_guards()
+    }
+
+    fn remove_guards(self) -> io::Result<()> {
+        for _ in 0..GUARDS {
+            if !is_removed(ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRule(self.rule()), NLM_F_ACK, drop))? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn route(self) -> io::Result<RouteMessage> {
+        let mut route = RouteMessage::default();
+        route.header = RouteHeader {
+            address_family: self.family(),
+            destination_prefix_length: self.length(),
+            table: LOCAL_TABLE,
+            protocol: RouteProtocol::Static,
+            scope: if self == Self::V6 { RouteScope::Universe } else { RouteScope::Host },
+            kind: RouteType::Local,
+            ..RouteHeader::default()
+        };
+        route.attributes =
+            vec![RouteAttribute::Destination(self.prefix().into()), RouteAttribute::Oif(if_nametoindex("lo")?)];
+        if let Self::V4Ports { source } = self
+            && !source.is_unspecified()
+        {
+            route.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
+        }
+        Ok(route)
+    }
+
+    fn rule(self) -> RuleMessage {
+        let mut rule = RuleMessage::default();
+        rule.header.family = self.family();
+        rule.header.dst_len = self.length();
+        rule.header.action = RuleAction::Unreachable;
+        rule.attributes = vec![RuleAttribute::Destination(self.prefix())];
+        rule
+    }
+
+    /// The first priority behind the local table's rule, which a pod may have moved.
+    fn behind_local_table(self) -> io::Result<u32> {
+        let mut question = RuleMessage::default();
+        question.header.family = self.family();
+        let mut local = 0;
+        ask(NETLINK_ROUTE, RouteNetlinkMessage::GetRule(question), NLM_F_DUMP, |answer| {
+            let RouteNetlinkMessage::NewRule(rule) = answer else { return };
+            let is_local = rule.header.table == LOCAL_TABLE && rule.header.action == RuleAction::ToTable;
+            let priority = rule.attributes.iter().find_map(|attribute| {
+                if let RuleAttribute::Priority(priority) = attribute { Some(*priority) } else { None }
+            });
+            // That of priority 0 does not tell it.
+            local = if is_local { priority.unwrap_or(0) } else { local };
+        })?;
+        Ok(local.saturating_add(1))
+    }
+
+    fn family(self) -> AddressFamily {
+        if self == Self::V6 { AddressFamily::Inet6 } else { AddressFamily::Inet }
+    }
+
+    fn prefix(self) -> IpAddr {
+        if self != Self::V6 {
+            return Ipv4Addr::from(u32::from_be(PORTS_NET)).into();
+        }
+        let [high, low] = CAPTURE_NET6.map(|word| u128::from(u32::from_be(word)));
+        Ipv6Addr::from(high << 96 | low << 64).into()
+    }
+
+    fn length(self) -> u8 {
+        if self == Self::V6 { PREFIX6 } else { PREFIX4 }
+    }
 }
 
 /// Takes the ranges away again, in the namespace that the calling thread is in. Each is tried.
 pub(super) fn remove_ranges() -> io::Result<()> {
-    remove(range()?).and(remove(ports()?))
+    let v4 = Range::V4Ports { source: Ipv4Addr::UNSPECIFIED };
+    let removed = [Range::V6, v4].map(Range::remove);
+    removed.into_iter().collect()
 }
 
-fn remove(route: RouteMessage) -> io::Result<()> {
-    match ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRoute(route), NLM_F_ACK, drop)
-        .map_err(|error| (error.raw_os_error(), error))
-    {
-        // Not there: it could not be made, the pod has no address of that family, or the kernel does not know the family.
-        Err((Some(libc::ESRCH | libc::EOPNOTSUPP | libc::EAFNOSUPPORT), _)) | Ok(()) => Ok(()),
+/// Whether there was something.
+fn is_removed(removed: io::Result<()>) -> io::Result<bool> {
+    match removed.map_err(|error| (error.raw_os_error(), error)) {
+        Ok(()) => Ok(true),
+        // It could not be made, the pod has no address of that family, or the kernel does not know the family.
+        Err((Some(libc::ESRCH | libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT), _)) => Ok(false),
         Err((_, error)) => Err(error),
     }
-}
-
-fn ports() -> io::Result<RouteMessage> {
-    let prefix = Ipv4Addr::from(u32::from_be(PORTS_NET));
-    let length = PORTS_MASK.count_ones();
-    let length = u8::try_from(length).map_err(io::Error::other)?;
-    local(AddressFamily::Inet, length, RouteScope::Host, RouteAddress::Inet(prefix))
 }
 
 /// Brings loopback up in the namespace that the calling thread is in.
@@ -62,26 +187,4 @@ pub(super) fn loopback_up() -> io::Result<()> {
     loopback.header.index = if_nametoindex("lo")?;
     (loopback.header.flags, loopback.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
     ask(NETLINK_ROUTE, RouteNetlinkMessage::SetLink(loopback), NLM_F_ACK, drop)
-}
-
-fn range() -> io::Result<RouteMessage> {
-    let [high, low] = CAPTURE_NET6.map(|word| u128::from(u32::from_be(word)));
-    let prefix = Ipv6Addr::from(high << 96 | low << 64);
-    local(AddressFamily::Inet6, PREFIX, RouteScope::Universe, RouteAddress::Inet6(prefix))
-}
-
-fn local(family: AddressFamily, length: u8, scope: RouteScope, prefix: RouteAddress) -> io::Result<RouteMessage> {
-    let loopback = if_nametoindex("lo")?;
-    let mut route = RouteMessage::default();
-    route.header = RouteHeader {
-        address_family: family,
-        destination_prefix_length: length,
-        table: LOCAL_TABLE,
-        protocol: RouteProtocol::Static,
-        scope,
-        kind: RouteType::Local,
-        ..RouteHeader::default()
-    };
-    route.attributes = vec![RouteAttribute::Destination(prefix), RouteAttribute::Oif(loopback)];
-    Ok(route)
 }

@@ -26,7 +26,7 @@ use super::maps::{Maps, addr, endpoint, ip, pod_addresses};
 use super::netns::Namespace;
 use super::pod::AttachError;
 use super::program::PodPrograms;
-use super::route;
+use super::route::{self, Range};
 
 /// Nobody can be there: the addresses are registered as a source only, never as a destination (RFC 7600, RFC 9780).
 const DUMMY4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
@@ -93,7 +93,7 @@ impl SelfTest {
         let has_v6 = namespace.inside(|| {
             route::loopback_up()?;
             // A kernel may have been told to do without IPv6: then no pod has it either.
-            Ok(TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() && route::add_v6_range().is_ok())
+            Ok(TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() && Range::V6.add().is_ok())
         })?;
         let lookup = programs.attach_for_a_while(&namespace, PROBE_INDEX)?;
         Ok(Self { namespace, has_v6, maps: Arc::clone(maps), _lookup: lookup })

@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::Capture;
 use super::links::{Pinned, Seat, Unseated};
 use super::program::{self, CgroupSeat, UnknownRule};
+use super::route::Range;
 use super::self_test::{SelfTest, SelfTestError};
 
 /// What the agent has put into the kernel, held open: pins that somebody removes take nothing with them.
@@ -58,13 +59,15 @@ enum Found {
     Entry(PodUid),
     #[error("the kernel's entry of pod {0} cannot be read ({1})")]
     NoEntry(PodUid, io::Error),
+    #[error("the range {1} was not local to pod {0}, or without its guard")]
+    Range(PodUid, Range),
 }
 
 impl Fault {
     /// The pod that it concerns; `None` = all.
     pub fn pod(&self) -> Option<&PodUid> {
         match &self.found {
-            Found::PodLink(pod, _) | Found::Entry(pod) | Found::NoEntry(pod, _) => Some(pod),
+            Found::PodLink(pod, _) | Found::Entry(pod) | Found::NoEntry(pod, _) | Found::Range(pod, _) => Some(pod),
             Found::Pin(_) | Found::CgroupLink(..) | Found::Root(_) => None,
         }
     }
@@ -89,7 +92,7 @@ impl fmt::Display for Fault {
 }
 
 impl Capture {
-    /// Looks at every pin, link and entry, and puts right what is not as it was put. Returns what was found.
+    /// Looks at every pin, link, entry and range, and puts right what is not as it was put. Returns what was found.
     pub fn inspect(&mut self) -> Vec<Fault> {
         // The pins first: programs are loaded onto the maps that are found there.
         let mut faults = self.inspect_pins();
@@ -147,8 +150,7 @@ impl Capture {
     /// Puts programs of this version into the links at the cgroup root, or into new ones.
     fn attach_to_cgroup(&mut self) -> Result<(), super::StartError> {
         let mut object = program::load(&self.pins, &self.held.rule)?;
-        self.held.seats = program::attach_to_cgroup(&mut object, &self.pins, &self.held.cgroup)?;
-        Ok(())
+        program::attach_to_cgroup(&mut object, &self.pins, &self.held.cgroup, &mut self.held.seats)
     }
 
     fn inspect_pods(&mut self) -> Vec<Fault> {
@@ -159,6 +161,8 @@ impl Capture {
                 Ok(false) => faults.push(Fault { found: Found::Entry(pod.uid().clone()), left: None }),
                 Err(error) => faults.push(Fault { found: Found::NoEntry(pod.uid().clone(), error), left: None }),
             }
+            let lost = pod.mend_ranges().into_iter();
+            faults.extend(lost.map(|(range, mended)| Fault::of(Found::Range(pod.uid().clone(), range), mended)));
             let Some(seat) = self.held.pods.get_mut(&pod.cookie()) else { continue };
             let place: BorrowedFd<'_> = pod.namespace.as_fd();
             if let Err(unseated) = seat.check([place]) {

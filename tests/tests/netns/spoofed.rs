@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use agent_tests::traffic::{self, Sink};
+use agent_tests::traffic::{self, Server, Sink};
 use agent_tests::{Forged, Mesh, Side, wait};
 
 /// `tcp_fastopen`: for clients and for every listener, without cookies.
@@ -70,6 +70,34 @@ fn a_syn_with_data_is_refused_whoever_it_claims_to_be_from() {
         (sink.bytes() >= 12 && open_sink.bytes() >= controls + 6).then_some(())
     });
     assert_eq!((sink.bytes(), open_sink.bytes()), (12, controls + 6), "and nothing else does");
+}
+
+/// Why a connection within a pod is announced by both of its ends: this sender knows the one end for sure, and for how long the
+/// pod's socket has it. If that end were enough, data would enter at any port.
+#[test]
+fn a_peer_that_the_pod_has_dialled_does_not_pass_for_the_pod() {
+    let mut mesh = Mesh::start();
+    let (open, web) = (mesh.pod("open", Side::B), mesh.strict_pod("web", Side::B));
+    mesh.dual_stack(&[&open, &web]);
+    let hostile = mesh.world.pod("hostile", Side::B);
+    let _listens = Server::start(&hostile, "[::]:443".parse().unwrap(), |stream, _| traffic::echo(stream));
+    for pod in [&open, &web] {
+        pod.set("net/ipv4/tcp_fastopen", FOR_ALL);
+        RELAXED.iter().for_each(|setting| pod.set(setting, "1"));
+    }
+    mesh.world.node(Side::B).namespace.set("net/ipv4/conf/all/accept_local", "1");
+    let (open_sink, sink) = (Sink::start(&open, 80), Sink::start(&web, 80));
+    for at in [agent_tests::Pod::at, agent_tests::Pod::at6] {
+        let dial = |pod| traffic::connect(pod, at(&hostile, 443)).unwrap();
+        let (from_open, from_web) = (dial(&open), dial(&web));
+        let before = open_sink.bytes();
+        syn_with_data(from_open.local_addr().unwrap(), at(&open, 80)).send(&hostile.namespace, 0);
+        wait::until("the control: it is delivered", || (open_sink.bytes() > before).then_some(()));
+        syn_with_data(from_web.local_addr().unwrap(), at(&web, 80)).send(&hostile.namespace, 0);
+    }
+    traffic::connect(&web, web.at(80)).unwrap().write_all(b"mine").unwrap();
+    wait::until("what is the pod's own arrives, after all the rest", || (sink.bytes() >= 4).then_some(()));
+    assert_eq!(sink.bytes(), 4, "and nothing else does");
 }
 
 #[test]

@@ -174,6 +174,54 @@ fn a_pod_that_is_gone_is_forgotten() {
 }
 
 #[test]
+fn the_pods_cgroup_is_followed_at_once_when_it_is_made_anew() {
+    /// More than there are looks now and then in the time that a wait has.
+    const TIMES: usize = 8;
+    let mut watched = Watched::start("watchdog: 200ms\n");
+    let anew = |watched: &Watched| watched.mesh.agents[0].said().matches("the pods' cgroup was made anew").count();
+    let mut made = 0;
+    wait::until("it is followed each time", || {
+        if anew(&watched) == made && made < TIMES {
+            watched.mesh.world.cgroup("pods").remove();
+            watched.mesh.world.cgroup("pods");
+            made += 1;
+        }
+        (anew(&watched) == TIMES).then_some(())
+    });
+    let status = watched.mesh.agents[0].status().unwrap();
+    assert!(status.capture_ok(), "{status:?}");
+    watched.mesh.agent(Side::A).kill();
+    let stranger = watched.mesh.world.pod("stranger", Side::A);
+    assert!(!reaches(&stranger.namespace, &watched.container(&stranger), watched.web.at(80)));
+}
+
+#[test]
+fn programs_that_were_told_half_way_are_the_agents_own() {
+    let mut watched = Watched::start("watchdog: 200ms\n");
+    // The third of five cannot be replaced.
+    let layout = watched.mesh.agents[0].layout();
+    let pin = layout.join("link_mantle_peername4");
+    // The agent may have put the pin back between the two.
+    wait::until("a directory is in its place", || {
+        let _ = std::fs::remove_file(&pin);
+        std::fs::create_dir(&pin).ok()
+    });
+    watched.mesh.world.cgroup("pods").remove();
+    watched.mesh.world.cgroup("pods");
+    let agent = watched.mesh.agent(Side::A);
+    wait::until("it fails", || agent.said().contains("the kernel was not told").then_some(()));
+    // A pin's return shows that it has looked since.
+    std::fs::remove_file(layout.join("MESH")).unwrap();
+    let found = wait::until("it has looked", || {
+        let status = agent.status()?;
+        status.capture_problem().filter(|problem| problem.contains("MESH")).map(str::to_owned)
+    });
+    assert!(!found.contains("somebody else's"), "{found}");
+    std::fs::remove_dir(&pin).unwrap();
+    wait::until("all is well", || agent.status().filter(agent_tests::Status::capture_ok));
+}
+
+#[test]
 fn unknown_pods_may_be_allowed() {
     let mut watched = Watched::start("unknown: allow\n");
     let stranger = watched.mesh.world.pod("stranger", Side::A);
