@@ -79,6 +79,7 @@ fn serve(path: &Path) -> Result<(), AppError> {
     let config = read_config(path)?;
     app::start_log();
     harden().map_err(system("cannot make the process non-dumpable"))?;
+    app::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(system("cannot start the runtime"))?;
     runtime.block_on(async {

@@ -15,10 +15,10 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use self::generation::{FIRST_START, Generation, Names};
+use self::generation::{Generation, Names};
 use crate::CaError;
 use crate::rotation::Roots;
-use crate::storage::{StateStore as _, Storage};
+use crate::storage::{FIRST_START, StateStore as _, Storage};
 use crate::token::KeyHash;
 
 pub(crate) mod generation;
@@ -60,13 +60,21 @@ pub(crate) enum Subject<'a> {
     Server,
 }
 
+/// What the mark of a first start says while it is an import: nobody makes keys instead.
+const IMPORT: &[u8] = b"import";
+
 impl Authority {
     /// Reads keys and certificates, or makes them.
     pub(crate) fn open(storage: &Storage, trust_domain: &TrustDomain) -> Result<Self, CaError> {
         storage.exclusively(|| {
             if generation::is_first_start(storage)? {
+                if storage.read(FIRST_START)?.is_some_and(|what| what == IMPORT) {
+                    let what = "an import was interrupted: run `mantle ca import` again".to_owned();
+                    return Err(CaError::Damaged { path: storage.path(FIRST_START), what });
+                }
                 storage.write(FIRST_START, b"")?;
                 generation::create(storage, trust_domain, 1)?;
+                storage.begin()?;
                 storage.remove(FIRST_START)?;
             }
             let roots = storage.state()?.roots().clone();
@@ -83,8 +91,13 @@ impl Authority {
             if !generation::is_first_start(storage)? {
                 return Err(CaError::IsMade);
             }
-            storage.write(FIRST_START, b"")?;
+            storage.write(FIRST_START, IMPORT)?;
             let taken = generation::bring(storage, trust_domain, 1, brought);
+            match &taken {
+                Ok(()) => storage.begin()?,
+                // Half a CA would be none, and in the way of the next try.
+                Err(_) => generation::remove(storage, 1)?,
+            }
             storage.remove(FIRST_START)?;
             taken
         })
@@ -242,7 +255,7 @@ mod tests {
             made.change(|_| ()).unwrap();
             let bytes = made.read(left).unwrap().unwrap();
             storage.write(left, &bytes).unwrap();
-            let missing = if left == "root.pem" { "issuing.pem" } else { "root.pem" };
+            let missing = if left.starts_with("root") { "state.json" } else { "root.pem" };
             check_damaged(&storage, missing, "it is missing");
             assert_eq!(storage.read(left).unwrap().unwrap(), bytes, "{left}");
             assert!(!KEPT.iter().any(|name| *name != left && storage.has(name).unwrap()), "{left}");
@@ -267,6 +280,7 @@ mod tests {
         for written in 0..KEPT.len() {
             let (_folder, storage, root) = made();
             storage.write(FIRST_START, b"").unwrap();
+            storage.remove("state.json").unwrap();
             for name in KEPT.iter().take(4).skip(written) {
                 storage.remove(name).unwrap();
             }
@@ -275,6 +289,23 @@ mod tests {
             assert!(!storage.has(FIRST_START).unwrap());
             assert_eq!(open(&storage).unwrap(), again);
         }
+    }
+
+    #[test]
+    fn a_state_that_is_lost_is_not_taken_for_an_empty_one() {
+        let (_folder, storage, _) = made();
+        storage.remove("state.json").unwrap();
+        check_damaged(&storage, "state.json", "it is missing");
+        assert!(storage.change(|_| ()).is_err() && !storage.has("state.json").unwrap());
+    }
+
+    #[test]
+    fn an_import_that_was_interrupted_is_not_finished_with_keys_that_nobody_asked_for() {
+        let (_folder, storage, _) = made();
+        storage.write(FIRST_START, IMPORT).unwrap();
+        storage.remove("state.json").unwrap();
+        check_damaged(&storage, FIRST_START, "an import was interrupted");
+        assert!(storage.has(FIRST_START).unwrap());
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(crate) struct Follower {
     storage: Storage,
     trust_domain: TrustDomain,
     seen: Mutex<Seen>,
+    /// Why the last look brought nothing: not said twice.
+    problem: Mutex<Option<String>>,
     current: watch::Sender<Arc<Current>>,
 }
 
@@ -52,7 +54,8 @@ impl Follower {
         let authority = Arc::new(Authority::open(&storage, &trust_domain)?);
         let seen = Seen::now(&storage, &authority);
         let current = Current::load(&storage, authority)?;
-        Ok(Self { storage, trust_domain, seen: Mutex::new(seen), current: watch::channel(Arc::new(current)).0 })
+        let current = watch::channel(Arc::new(current)).0;
+        Ok(Self { storage, trust_domain, seen: Mutex::new(seen), problem: Mutex::default(), current })
     }
 
     /// The state's one writer.
@@ -85,13 +88,25 @@ impl Follower {
                 // What is read next may be newer than this, never older: it is read again then.
                 *seen = Seen { files: Seen::now(&self.storage, &next.authority).files, ..now };
                 self.current.send_replace(Arc::new(next));
+                self.went(None);
             }
             Err(error) => {
-                warn!(%error, "the CA's state changes nothing");
-                *seen = now;
+                // What is damaged stays so until somebody mends it. All else may be over at the next look.
+                if matches!(error, CaError::Damaged { .. }) {
+                    *seen = now;
+                }
+                self.went(Some(error.to_string()));
             }
         }
         Arc::clone(&self.current.borrow())
+    }
+
+    fn went(&self, problem: Option<String>) {
+        let mut told = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = problem.as_ref().filter(|_| *told != problem) {
+            warn!(%error, "the CA's state changes nothing");
+        }
+        *told = problem;
     }
 
     fn load(&self, before: &Current, files_changed: bool) -> Result<Current, CaError> {

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
+use crate::CaError;
 use crate::agents::Agents;
 use crate::authority::Subject;
 use crate::claims::Claims;
@@ -70,17 +71,7 @@ impl Service {
         let proved =
             proved_key(&request.csr, &identity).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let key_hash: KeyHash = Sha256::digest(&request.node_key).into();
-        let admitted = self.follower.storage().change(|state| {
-            // A pinned node needs no token, and an old one in its configuration does no harm.
-            let by_key = state.admit_by_key(&request.node, &key_hash);
-            if by_key.is_ok() || request.join_token.is_empty() {
-                return by_key;
-            }
-            let token = request.join_token.parse::<JoinToken>();
-            token
-                .map_err(|_| NotAdmitted::UnknownToken)
-                .and_then(|token| state.admit_by_token(&request.node, &token, &key_hash))
-        });
+        let admitted = self.admit(request, &key_hash);
         let admitted = admitted.map_err(|error| Status::internal(error.to_string()))?;
         admitted.map_err(|error| {
             warn!(target: "audit", node = request.node, %error, "did not attest");
@@ -94,6 +85,22 @@ impl Service {
         let certificate = certificate.map_err(|error| Status::internal(error.to_string()))?;
         info!(target: "audit", node = request.node, "attested");
         Ok(AttestReply { chain: ders(&certificate.chain) })
+    }
+
+    /// Lets a node in by its key, or by a token. Who is known, or says nothing that could be new, takes no turn of the state's one
+    /// writer.
+    fn admit(&self, request: &AttestRequest, key: &KeyHash) -> Result<Result<(), NotAdmitted>, CaError> {
+        let by_key = self.follower.look().state.admit_by_key(&request.node, key);
+        if by_key.is_ok() || request.join_token.is_empty() {
+            return Ok(by_key);
+        }
+        self.follower.storage().change(|state| {
+            // A pinned node needs no token, and an old one in its configuration does no harm.
+            state.admit_by_key(&request.node, key).or_else(|_| {
+                let token = request.join_token.parse::<JoinToken>().map_err(|_| NotAdmitted::UnknownToken)?;
+                state.admit_by_token(&request.node, &token, key)
+            })
+        })
     }
 
     fn sign(&self, agent: &Agent, current: &Current, item: &SignItem) -> Result<Issued, Refused> {
@@ -156,6 +163,10 @@ impl Service {
             let signed = if number < granted.items { self.sign(agent, &current, item) } else { Err(too_many(granted)) };
             signed.map_or_else(
                 |refused| {
+                    // Those beyond its share are told together.
+                    if number >= granted.items {
+                        return SignResult { result: Some(Outcome::Refused(refused)) };
+                    }
                     let (pod, reason) = (&item.pod_uid, refused.reason().as_str_name());
                     warn!(target: "audit", node = agent.node, ?pod, reason, detail = refused.detail, "refused to sign");
                     SignResult { result: Some(Outcome::Refused(refused)) }
@@ -163,6 +174,10 @@ impl Service {
                 |issued| SignResult { result: Some(Outcome::Issued(issued)) },
             )
         };
+        if items.len() > granted.items {
+            let beyond = items.len() - granted.items;
+            warn!(target: "audit", node = agent.node, beyond, "asks for more certificates than its share");
+        }
         Ok(SignReply { results: items.iter().enumerate().map(result).collect() })
     }
 

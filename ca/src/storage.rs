@@ -29,6 +29,8 @@ pub(crate) trait StateStore: Send + Sync {
 }
 
 const STATE: &str = "state.json";
+/// This file is there while the keys are made, or brought, for the first time.
+pub(crate) const FIRST_START: &str = "first-start";
 
 /// The state directory.
 #[derive(Clone, Debug)]
@@ -118,8 +120,27 @@ impl Storage {
         self.folder.join(name)
     }
 
+    /// Writes the first state, empty: from now on its absence is a loss.
+    pub(crate) fn begin(&self) -> Result<(), CaError> {
+        if self.has(STATE)? {
+            return Ok(());
+        }
+        let text = serde_json::to_vec_pretty(&State::default()).map_err(|error| CaError::Crypto(error.to_string()))?;
+        self.write(STATE, &text)
+    }
+
+    /// Where there is a CA there is a state. An empty one in its place would let in whom an operator has denied.
+    fn absent(&self) -> Result<State, CaError> {
+        let is_root = |name: &String| name.starts_with("root") && name.ends_with(".pem");
+        if !self.has(FIRST_START)? && self.names()?.iter().any(is_root) {
+            let what = "it is missing".to_owned();
+            return Err(CaError::Damaged { path: self.path(STATE), what });
+        }
+        Ok(State::default())
+    }
+
     fn parse(&self, text: Option<&[u8]>) -> Result<State, CaError> {
-        let Some(text) = text else { return Ok(State::default()) };
+        let Some(text) = text else { return self.absent() };
         serde_json::from_slice(text)
             .map_err(|error| CaError::Damaged { path: self.path(STATE), what: error.to_string() })
     }

@@ -41,6 +41,7 @@ impl Watching {
     pub(crate) async fn run(mut self, updates: mpsc::Sender<Result<WatchUpdate, Status>>) {
         // Whatever happened since the call began is looked at first.
         self.current.mark_changed();
+        let mut in_force = Arc::clone(&self.current.borrow());
         let mut is_due = false;
         let mut last = None;
         let end = loop {
@@ -49,15 +50,19 @@ impl Watching {
             }
             match self.next(&updates, is_due).await {
                 Event::Room(room) => {
-                    let update = self.told();
+                    let update = WatchUpdate { now_ms: now_ms(), ..in_force.update.clone() };
                     (is_due, last) = (false, Some(update.sequence));
                     room.send(Ok(update));
                 }
-                // The state changes also by what is not told.
-                Event::Changed if self.is_admitted() => {
-                    is_due = last != Some(self.current.borrow_and_update().update.sequence);
+                Event::Changed => {
+                    // One look for both: who is judged by an older one than it is told of could stay.
+                    in_force = Arc::clone(&self.current.borrow_and_update());
+                    if in_force.state.admit_by_key(&self.agent.node, &self.agent.node_key).is_err() {
+                        break Status::permission_denied("this node is not admitted any more");
+                    }
+                    // The state changes also by what is not told.
+                    is_due = last != Some(in_force.update.sequence);
                 }
-                Event::Changed => break Status::permission_denied("this node is not admitted any more"),
                 Event::Said(ack) => self.said(&ack),
                 Event::Gone => return,
                 Event::Closing => break Status::unavailable("the CA stops"),
@@ -70,19 +75,12 @@ impl Watching {
 
     async fn next<'a>(&mut self, updates: &'a mpsc::Sender<Result<WatchUpdate, Status>>, is_due: bool) -> Event<'a> {
         tokio::select! {
-            room = updates.reserve(), if is_due => room.map_or(Event::Gone, Event::Room),
+            biased;
             changed = self.current.changed() => changed.map_or(Event::Gone, |()| Event::Changed),
+            room = updates.reserve(), if is_due => room.map_or(Event::Gone, Event::Room),
             ack = self.acks.message() => ack.ok().flatten().map_or(Event::Gone, Event::Said),
             _ = self.closing.wait_for(|closing| *closing) => Event::Closing,
         }
-    }
-
-    fn is_admitted(&self) -> bool {
-        self.current.borrow().state.admit_by_key(&self.agent.node, &self.agent.node_key).is_ok()
-    }
-
-    fn told(&mut self) -> WatchUpdate {
-        WatchUpdate { now_ms: now_ms(), ..self.current.borrow_and_update().update.clone() }
     }
 
     fn said(&self, ack: &WatchAck) {

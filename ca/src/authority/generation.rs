@@ -20,14 +20,11 @@ use super::{BACKDATE, crypto, serial};
 use crate::CaError;
 use crate::keys::{self, Key};
 use crate::rotation::Roots;
-use crate::storage::Storage;
+use crate::storage::{FIRST_START, Storage};
 use crate::token::KeyHash;
 
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 const ISSUER_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
-
-/// This file is there while the keys are made for the first time.
-pub(super) const FIRST_START: &str = "first-start";
 
 /// Root certificate, issuing certificate and issuing key.
 pub(crate) struct Generation {
