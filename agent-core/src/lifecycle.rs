@@ -288,7 +288,7 @@ impl Lifecycle {
     fn allowed(&mut self, now: Moment) {
         if self.state == State::Denied {
             self.state = if self.used.is_some() { State::Renewing } else { State::Fetching };
-            (self.listed, self.due) = (false, now.monotonic);
+            (self.listed, self.due) = (false, now.monotonic.max(self.barred_until));
         }
     }
 

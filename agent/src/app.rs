@@ -351,7 +351,7 @@ pub(crate) fn start_log() {
 }
 
 /// Every connection takes two descriptors: use all that the system grants.
-fn raise_descriptors() {
+pub(crate) fn raise_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised =
         getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));

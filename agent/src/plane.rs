@@ -20,6 +20,9 @@ use crate::secure::{Credentials, Distrust, Ends, Trust};
 /// How long a connection waits for a directory that knows its peer: directories do not change at the same moment.
 const DIRECTORY_LAG: Duration = Duration::from_secs(3);
 
+/// An anchor ends by itself as well, which nobody tells.
+const JUDGE_AGAIN: Duration = Duration::from_secs(60);
+
 /// A wait for a wall clock's time that is about to come must not become a busy loop.
 const A_MOMENT: Duration = Duration::from_millis(10);
 
@@ -82,6 +85,7 @@ impl Plane {
                 return distrust;
             }
             let changed = tokio::select! {
+                () = sleep(JUDGE_AGAIN) => continue,
                 changed = trust.changed() => changed,
                 changed = directory.changed() => changed,
             };
@@ -160,7 +164,7 @@ impl Plane {
             let left = held.left();
             drop((known, held, believed));
             let changed = tokio::select! {
-                () = sleep(left.max(A_MOMENT)) => continue,
+                () = sleep(left.clamp(A_MOMENT, JUDGE_AGAIN)) => continue,
                 changed = directory.changed() => changed,
                 changed = certificates.changed() => changed,
                 changed = trust.changed() => changed,

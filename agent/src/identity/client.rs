@@ -1,4 +1,4 @@
-//! The client of `ca.v1`: attests as this node, asks for trust and for pods' certificates.
+//! The client of `ca.v1`: attests as this node, and keeps the connection.
 
 use std::time::{Duration, Instant};
 

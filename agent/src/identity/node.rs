@@ -94,7 +94,11 @@ impl Node {
         let token = token.filter(|token| {
             let ours = kept.as_ref().is_none_or(|kept| kept.has(&token.root_key_hash()));
             if !ours {
-                warn!("the join token is not used: it is of another root than the one this node has joined");
+                let kept = path.display();
+                warn!(
+                    "the join token is not used: it is of another root than the one this node has joined; if the CA's root \
+                     was replaced while this node was away, remove {kept} and start again"
+                );
             }
             ours
         });
@@ -119,7 +123,9 @@ impl Node {
         if self.join_token.take().is_none() {
             return;
         }
-        self.roots.keep();
+        if let Err(error) = self.roots.keep() {
+            warn!(%error, "the next start needs the token again");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_core::deny::DenyList;
+use agent_core::deny::Denied;
 use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::lifecycle::{Event, LOOK_AGAIN, Moment, Queue, State};
 use rustls::pki_types::CertificateDer;
@@ -107,8 +107,9 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
     pub(super) async fn run(mut self) {
         loop {
             self.follow_wanted();
-            self.follow_orders();
+            // What it brings into use is judged before anybody sees it.
             self.look();
+            self.follow_orders();
             self.call();
             self.publish();
             let now = self.clock.now();
@@ -135,7 +136,10 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
         self.pods.retain(|_, pod| pod.life.state() != State::Absent);
         // Those that were there before the agent are many, and who starts now goes before them.
         let waits = !self.pods.is_empty();
-        let rotated = self.told.rotations.borrow().iter().map(|order| order.generation).max().unwrap_or(0);
+        // An order about anchors is about whom they prove; who comes after one about everybody has what it wants.
+        let rotations = Arc::clone(&self.told.rotations.borrow());
+        let about_all = rotations.iter().filter(|order| order.anchors.is_empty());
+        let rotated = about_all.map(|order| order.generation).max().unwrap_or(0);
         for (uid, identity) in &wanted {
             if self.pods.contains_key(uid) {
                 continue;
@@ -164,29 +168,32 @@ impl<S: Signer, C: Clock> Renewal<S, C> {
             let ordered = self.pods.get(uid).into_iter().flat_map(|pod| pod.ordered(&rotations));
             let ordered: Vec<Event> = ordered.collect();
             ordered.into_iter().for_each(|event| self.tell(uid, event, None));
-            self.follow_denials(uid, trust.deny());
+            self.follow_trust(uid, &trust);
         }
         self.denied.retain(|uid| self.pods.contains_key(uid));
     }
 
-    /// Who is denied by name has no certificate and is not asked for. A certificate or a key that is denied is dropped, and its pod
-    /// has another.
-    fn follow_denials(&mut self, uid: &PodUid, deny: &DenyList) {
+    /// Who is denied by name has no certificate and is not asked for. A certificate that peers do not believe any more, since it or
+    /// one of its keys is denied or its anchor is withdrawn, is dropped, and its pod has another.
+    fn follow_trust(&mut self, uid: &PodUid, trust: &Trust) {
         let Some(pod) = self.pods.get(uid) else { return };
-        let named = deny.nodes.contains(&self.asks.node) || deny.check_names(&pod.identity, Some(uid), "").is_err();
-        if named {
-            self.denied.insert(uid.clone());
-            self.tell(uid, Event::DeniedByList, None);
+        let deny = trust.deny();
+        let on_node = deny.nodes.contains(&self.asks.node).then(|| Denied::Node(self.asks.node.clone()));
+        let named = on_node.map_or_else(|| deny.check_names(&pod.identity, Some(uid), ""), Err);
+        if let Err(denied) = named {
+            if self.denied.insert(uid.clone()) {
+                self.refused(uid, &denied.to_string());
+                self.tell(uid, Event::DeniedByList, None);
+            }
             return;
         }
-        let dropped = pod.used.as_ref().is_some_and(|used| {
-            let peer = used.as_peer();
-            deny.check_names(peer.identity(), None, peer.serial()).is_err() || deny.check_keys(peer.path()).is_err()
-        });
+        let dropped = pod.used.as_ref().is_some_and(|used| !trust.believes(used.as_peer()));
         if dropped {
+            info!(pod = %uid, "its certificate is not believed any more: it gets another");
             self.tell(uid, Event::DeniedByList, None);
         }
         if self.denied.remove(uid) || dropped {
+            self.pods.get_mut(uid).into_iter().for_each(|pod| pod.refusal = None);
             self.tell(uid, Event::Allowed, None);
         }
     }

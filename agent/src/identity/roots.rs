@@ -1,20 +1,33 @@
 //! By which roots this node knows its CA: the hashes of their keys. One as a rule, two while the root is being replaced.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent_core::identity::KeyHash;
-use ca::state_files;
+use ca::state_files::{self, StateError};
 use ca::token::{from_hex, to_hex};
-use tracing::{info, warn};
+use thiserror::Error;
+use tracing::info;
 
 use super::IdentityError;
+
+/// The CA must not go on: this node would not know it after its next start.
+#[derive(Debug, Error)]
+#[error("cannot keep by which roots the CA is known: {0}")]
+pub(super) struct Unkept(#[from] StateError);
 
 /// The hashes, for all who speak with the CA. They lie in a file, one on each line.
 #[derive(Clone, Debug)]
 pub(super) struct Roots {
     path: PathBuf,
-    known: Arc<Mutex<Vec<KeyHash>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    keys: Vec<KeyHash>,
+    /// The file says the same.
+    is_kept: bool,
 }
 
 impl Roots {
@@ -23,46 +36,60 @@ impl Roots {
         let Some(text) = state_files::read(path)? else { return Ok(None) };
         let damaged = || IdentityError::Damaged { path: path.to_owned() };
         let text = std::str::from_utf8(&text).map_err(|_| damaged())?;
-        let known: Option<Vec<KeyHash>> = text.split_whitespace().map(from_hex).collect();
-        let known = known.filter(|known| !known.is_empty()).ok_or_else(damaged)?;
-        Ok(Some(Self { path: path.to_owned(), known: Arc::new(Mutex::new(known)) }))
+        let keys: Option<Vec<KeyHash>> = text.split_whitespace().map(from_hex).collect();
+        let keys = keys.filter(|keys| !keys.is_empty()).ok_or_else(damaged)?;
+        Ok(Some(Self::new(path, Known { keys, is_kept: true })))
     }
 
     /// What a join token says. Not kept before the CA has let this node in.
     pub(super) fn told(path: &Path, root: KeyHash) -> Self {
-        Self { path: path.to_owned(), known: Arc::new(Mutex::new(vec![root])) }
+        Self::new(path, Known { keys: vec![root], is_kept: false })
+    }
+
+    fn new(path: &Path, known: Known) -> Self {
+        Self { path: path.to_owned(), known: Arc::new(Mutex::new(known)) }
     }
 
     /// Whether one of them has this key.
     pub(super) fn has(&self, key: &KeyHash) -> bool {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+        self.lock().keys.contains(key)
     }
 
     /// Keeps them for the next start.
-    pub(super) fn keep(&self) {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: String = known.iter().map(|key| to_hex(key) + "\n").collect();
-        if let Err(error) = state_files::write(&self.path, lines.as_bytes()) {
-            warn!(%error, "cannot keep the roots' hashes: the next start may need a new token");
-        }
+    ///
+    /// # Errors
+    /// [`Unkept`].
+    pub(super) fn keep(&self) -> Result<(), Unkept> {
+        self.write(&mut self.lock())
     }
 
-    /// The CA has told which they are from now on.
-    pub(super) fn follow(&self, mut told: Vec<KeyHash>) {
+    /// The CA has told which they are from now on. To be told so again costs nothing, once they are kept.
+    ///
+    /// # Errors
+    /// [`Unkept`]; they are known all the same until this agent ends.
+    pub(super) fn follow(&self, mut told: Vec<KeyHash>) -> Result<(), Unkept> {
         told.sort_unstable();
-        let changed = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.sort_unstable();
-            let changed = !told.is_empty() && *known != told;
-            if changed {
-                *known = told;
-            }
-            changed
-        };
-        if changed {
-            info!("the CA is known by other roots from now on");
-            self.keep();
+        let mut known = self.lock();
+        known.keys.sort_unstable();
+        if told.is_empty() || (known.keys == told && known.is_kept) {
+            return Ok(());
         }
+        if known.keys != told {
+            info!("the CA is known by other roots from now on");
+            *known = Known { keys: told, is_kept: false };
+        }
+        self.write(&mut known)
+    }
+
+    fn write(&self, known: &mut Known) -> Result<(), Unkept> {
+        let lines: String = known.keys.iter().map(|key| to_hex(key) + "\n").collect();
+        state_files::write(&self.path, lines.as_bytes())?;
+        known.is_kept = true;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,19 +106,31 @@ mod tests {
         assert!(Roots::kept(&path).unwrap().is_none());
         let roots = Roots::told(&path, [1; 32]);
         assert!(Roots::kept(&path).unwrap().is_none(), "not before the CA has let us in");
-        roots.keep();
+        roots.keep().unwrap();
         let known = || {
             let kept = Roots::kept(&path).unwrap().unwrap();
             [1, 2].map(|key| kept.has(&[key; 32]))
         };
         assert_eq!(known(), [true, false]);
-        roots.clone().follow(vec![[2; 32], [1; 32]]);
+        roots.clone().follow(vec![[2; 32], [1; 32]]).unwrap();
         assert_eq!(known(), [true, true]);
         assert!(roots.has(&[2; 32]), "whoever speaks with the CA knows it at once");
-        roots.follow(vec![[2; 32]]);
+        roots.follow(vec![[2; 32]]).unwrap();
         assert_eq!(known(), [false, true]);
-        roots.follow(Vec::new());
+        roots.follow(Vec::new()).unwrap();
         assert_eq!(known(), [false, true], "no word is no order to forget");
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_told_until_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let away = folder.path().join("away");
+        let roots = Roots::told(&away.join("root.hash"), [1; 32]);
+        assert!(roots.follow(vec![[2; 32]]).is_err() && roots.has(&[2; 32]));
+        assert!(roots.follow(vec![[2; 32]]).is_err(), "the same again is not kept either");
+        std::fs::create_dir(&away).unwrap();
+        roots.follow(vec![[2; 32]]).unwrap();
+        assert!(Roots::kept(&away.join("root.hash")).unwrap().unwrap().has(&[2; 32]));
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub(super) struct Watch {
 struct Answer {
     sequence: u64,
     rejected: String,
+    /// It is in force, but would not be after a start.
+    unkept: bool,
 }
 
 impl Watched {
@@ -118,14 +120,20 @@ impl Watch {
                     let update = update.map_err(|status| self.failed(&status))?;
                     let update = update.ok_or_else(|| "the CA ended the watch".to_owned())?;
                     answer = self.take(&update);
+                    // What is in use now: the CA takes the last word for it.
+                    used = self.used();
                     say(&acks, &answer, &used)?;
                 }
                 _ = ticks.tick() => {
                     if answer.sequence == 0 && opened.elapsed() > FIRST {
                         return Err(format!("the CA told nothing within {FIRST:?}"));
                     }
+                    let kept = answer.unkept && self.client.roots().keep().is_ok();
+                    if kept {
+                        answer = Answer { sequence: answer.sequence, ..Answer::default() };
+                    }
                     let now = self.used();
-                    if now != used {
+                    if kept || now != used {
                         used = now;
                         say(&acks, &answer, &used)?;
                     }
@@ -163,13 +171,14 @@ impl Watch {
             }
             (watched.skew_ms, watched.problem) = (skew, problem.clone());
         });
+        let mut unkept = None;
         match read {
             Ok((trust, rotations)) => {
                 if *trust != *current {
                     info!(sequence = update.sequence, "took up a change of trust");
-                    self.client.roots().follow(trust.keys(&self.own));
-                    self.told.trust.send_replace(trust);
+                    self.told.trust.send_replace(Arc::clone(&trust));
                 }
+                unkept = self.client.roots().follow(trust.keys(&self.own)).err();
                 self.told.rotations.send_if_modified(|known| {
                     let changed = known[..] != rotations[..];
                     if changed {
@@ -182,7 +191,8 @@ impl Watch {
                 warn!(%error, sequence = update.sequence, in_force = current.sequence(), "the CA's update changes nothing");
             }
         }
-        Answer { sequence: update.sequence, rejected: problem.unwrap_or_default() }
+        let rejected = problem.or_else(|| unkept.as_ref().map(ToString::to_string)).unwrap_or_default();
+        Answer { sequence: update.sequence, rejected, unkept: unkept.is_some() }
     }
 
     fn lost(&self, problem: String) {

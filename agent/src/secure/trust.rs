@@ -60,7 +60,7 @@ pub struct Ends {
     tunnels: Tunnels,
 }
 
-/// How many tunnels there are, by the anchor that vouched for their far ends. One count for all snapshots.
+/// How many tunnels there are, by the anchors that vouched for their two ends. One count for all snapshots.
 type Tunnels = Arc<Mutex<HashMap<KeyHash, u32>>>;
 
 /// Trust anchors, each for one trust domain only, and the deny-list. An immutable snapshot.
@@ -141,6 +141,15 @@ impl Trust {
         Err(Withdrawn::Anchor(domain.clone()))
     }
 
+    /// Whether a certificate is worth being shown: its anchor is one of its trust domain's, and neither it nor a key of its path
+    /// is denied. Dates are not asked for: a clock that is wrong for a while takes nothing away.
+    pub fn believes(&self, peer: &VerifiedPeer) -> bool {
+        let anchors = self.domains.get(peer.identity().trust_domain()).into_iter().flatten();
+        let is_anchored = anchors.into_iter().any(|anchor| peer.anchor() == Some(&anchor.key));
+        let names = self.deny.check_names(peer.identity(), None, peer.serial());
+        is_anchored && names.is_ok() && self.deny.check_keys(peer.path()).is_ok()
+    }
+
     /// Judges both ends of a tunnel again.
     ///
     /// # Errors
@@ -166,17 +175,18 @@ impl Trust {
         anchors.iter().filter(move |anchor| (anchor.not_before..anchor.not_after).contains(&now.as_secs()))
     }
 
-    /// How many living tunnels there are, by the anchor that vouched for their far ends, under this and earlier snapshots.
+    /// How many living tunnels there are, by the anchors that vouched for their two ends, under this and earlier snapshots.
     pub fn tunnels(&self) -> HashMap<KeyHash, u32> {
         lock(&self.tunnels).clone()
     }
 
     /// Two ends that have proved themselves under this snapshot.
     pub(super) fn ends(&self, own: Arc<VerifiedPeer>, peer: VerifiedPeer) -> Ends {
-        if let Some(anchor) = peer.anchor() {
-            *lock(&self.tunnels).entry(*anchor).or_default() += 1;
-        }
-        Ends { own, peer, tunnels: Arc::clone(&self.tunnels) }
+        let ends = Ends { own, peer, tunnels: Arc::clone(&self.tunnels) };
+        let mut tunnels = lock(&self.tunnels);
+        ends.anchors().for_each(|anchor| *tunnels.entry(*anchor).or_default() += 1);
+        drop(tunnels);
+        ends
     }
 
     /// Whether anybody of this trust domain can be believed now.
@@ -206,14 +216,23 @@ impl Trust {
     }
 }
 
+impl Ends {
+    /// What vouches for either end, once if it is the same.
+    fn anchors(&self) -> impl Iterator<Item = &KeyHash> {
+        let (own, peer) = (self.own.anchor(), self.peer.anchor());
+        own.into_iter().chain(peer.filter(|peer| Some(*peer) != own))
+    }
+}
+
 impl Drop for Ends {
     fn drop(&mut self) {
-        let Some(anchor) = self.peer.anchor() else { return };
         let mut tunnels = lock(&self.tunnels);
-        if let Some(count) = tunnels.get_mut(anchor) {
-            *count -= 1;
-            if *count == 0 {
-                tunnels.remove(anchor);
+        for anchor in self.anchors() {
+            if let Some(count) = tunnels.get_mut(anchor) {
+                *count -= 1;
+                if *count == 0 {
+                    tunnels.remove(anchor);
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ mod ca_gone;
 mod capture;
 mod clean_up;
 mod counted;
+mod crowd;
 mod denied;
 mod drain;
 mod enrolment;

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use agent_core::deny::DenyList;
 use agent_core::identity::KeyHash;
 use ca::wire::SignItem;
 use rcgen::{
@@ -475,6 +476,23 @@ async fn a_certificate_or_key_that_is_denied_is_replaced() {
         node.pass(HOUR).await;
         assert_eq!((node.state(), node.ca.calls()), ("valid", 2));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_whose_anchor_is_withdrawn_is_dropped_and_replaced_once_the_ca_follows() {
+    let (mut node, first) = Node::certified().await;
+    let believe = |anchors: Vec<CertificateDer<'static>>| {
+        let domains = HashMap::from([("test.mantle".parse().unwrap(), anchors)]);
+        move |trust: &mut Arc<Trust>| *trust = trust.next(domains, DenyList::default(), trust.sequence() + 1).unwrap()
+    };
+    let (own, other) = (node.ca.root.0.clone(), Ca::new(&node.clocks).root.0.clone());
+    node.trust.send_modify(believe(vec![other.clone()]));
+    node.certificates.wait_for(|all| all.held.is_empty()).await.unwrap();
+    node.pass(HOUR).await;
+    assert!(node.serial().is_none(), "what the CA still issues under the old one is not used");
+    assert!(node.ca.calls() < 100, "nor asked for without a pause: {} calls", node.ca.calls());
+    node.trust.send_modify(believe(vec![other, own]));
+    assert_ne!(node.another(&first).await, first);
 }
 
 #[tokio::test(start_paused = true)]

@@ -89,7 +89,7 @@ async fn the_root_is_replaced_while_agents_attest_sign_and_join() {
     assert_eq!((&last.bundles[0].anchors[0], last.rotate.len()), (&new, 0));
     assert!(!ca.config.state_dir.join("root-key.pem").exists());
     // The server is known by the new root from now on.
-    hand.place.roots.follow(vec![key_hash(&new)]);
+    hand.place.roots.follow(vec![key_hash(&new)]).unwrap();
     let moved = async {
         while connect(&hand.place, None).await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,0 +1,116 @@
+//! An application starts again on its port while so many captured connections live that one agent's descriptors would not do for
+//! them on a small machine: half of them are carried by agents that drain.
+
+use std::env;
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::Duration;
+
+use agent_tests::traffic;
+use agent_tests::{AgentSettings, Mesh, Pod, Settings, Side};
+use socket2::{Domain, Socket, Type};
+
+const PORT: u16 = 80;
+
+/// Opens connections, and answers what comes on each of them with the same, whenever it is told to. A process of its own has
+/// descriptors of its own.
+const CLIENTS: &str = "
+import resource, socket, sys
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+ends = [socket.create_connection((address, port), 60) for _ in range(count)]
+for line in sys.stdin:
+    for end in ends:
+        end.sendall(end.recv(1))
+    print('answered', flush=True)
+";
+
+/// How many; `MANTLE_TEST_CONNECTIONS` for more by hand.
+fn count() -> usize {
+    env::var("MANTLE_TEST_CONNECTIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(1000)
+}
+
+/// A crowd of clients, and the application's ends of their connections.
+struct Crowd {
+    clients: Child,
+    ask: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    served: Vec<TcpStream>,
+}
+
+impl Crowd {
+    fn of(count: usize, client: &Pod, web: &Pod, listener: &TcpListener) -> Self {
+        let mut command = client.namespace.command("python3");
+        command.args(["-c", CLIENTS, &web.at(PORT).ip().to_string(), &PORT.to_string(), &count.to_string()]);
+        let mut clients = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let served = (0..count).map(|_| traffic::patient(listener.accept().unwrap().0).unwrap()).collect();
+        let (ask, answers) = (clients.stdin.take().unwrap(), BufReader::new(clients.stdout.take().unwrap()));
+        Self { clients, ask, answers, served }
+    }
+
+    /// A byte there and back on each.
+    fn exchange(&mut self) {
+        self.served.iter_mut().for_each(|end| end.write_all(b"x").unwrap());
+        self.ask.write_all(b"\n").unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        assert_eq!(line, "answered\n");
+        self.served.iter_mut().for_each(|end| end.read_exact(&mut [0]).unwrap());
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.clients.kill();
+        let _ = self.clients.wait();
+    }
+}
+
+fn listen(web: &Pod, reuse: bool) -> std::io::Result<TcpListener> {
+    web.namespace.within(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(reuse)?;
+        socket.bind(&web.at(PORT).into())?;
+        socket.listen(4096)?;
+        Ok(socket.into())
+    })
+}
+
+/// Without SO_REUSEADDR the kernel keeps the port for the connections that live, as it does without Mantle.
+fn restarts(reuse: bool) {
+    let agent = AgentSettings { drain: "10m", ..AgentSettings::default() };
+    let mut mesh = Mesh::start_with(&Settings { agent, ..Settings::default() });
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let listener = listen(&web, reuse).unwrap();
+    let mut before = Crowd::of(count() / 2, &client, &web, &listener);
+    let Mesh { agents, world, .. } = &mut mesh;
+    let mut draining: Vec<_> = agents.iter_mut().map(|agent| agent.take_over(world)).collect();
+    let mut after = Crowd::of(count() / 2, &client, &web, &listener);
+    drop(listener);
+    match listen(&web, reuse) {
+        Ok(listener) => {
+            assert!(reuse);
+            Crowd::of(1, &client, &web, &listener).exchange();
+        }
+        Err(error) => assert!(!reuse && error.kind() == ErrorKind::AddrInUse, "{error}"),
+    }
+    before.exchange();
+    after.exchange();
+    drop((before, after));
+    for agent in &mut draining {
+        assert!(agent.end_within(Duration::from_secs(90)).success());
+    }
+}
+
+#[test]
+fn an_application_restarts_on_its_port_among_many_connections_with_reuse_addr() {
+    restarts(true);
+}
+
+#[test]
+fn and_without_reuse_addr_the_port_is_taken_as_ever() {
+    restarts(false);
+}
