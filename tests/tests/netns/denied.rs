@@ -198,6 +198,8 @@ fn in_an_agent_that_drains() {
         traffic::expect_reset(&mut live.0);
     }
     figure("in draining agents", denied);
+    // The agents that serve are told by themselves.
+    wait::until("nobody serves it any more", || scene.denied().iter().all(|way| !served(*way)).then_some(()));
     assert!(scene.denied().iter().all(|way| !served(*way)));
     living.iter_mut().for_each(Live::exchange);
     drop(living);
