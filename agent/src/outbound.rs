@@ -36,21 +36,17 @@ const TRIES: usize = 3;
 pub struct Outbound {
     plane: Plane,
     pool: Rc<Pool>,
-    dials: Cell<usize>,
+    /// Where the next search for a source port begins.
+    next_port: Cell<usize>,
 }
 
 impl Outbound {
     /// To be made on the thread that will use it.
     pub fn new(plane: Plane) -> Rc<Self> {
         let pool = Pool::new(plane.tunnel.idle, plane.tunnel.max_age);
-        let outbound = Rc::new(Self { plane, pool, dials: Cell::new(0) });
+        let outbound = Rc::new(Self { plane, pool, next_port: Cell::new(0) });
         tokio::task::spawn_local(mesh::drop_stale(Rc::downgrade(&outbound)));
         outbound
-    }
-
-    /// Spreads the searches for source ports.
-    fn next_dial(&self) -> usize {
-        self.dials.replace(self.dials.get().wrapping_add(1))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent's own connections inside a pod's namespace: tunnels to other pods, and dials to the application.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,6 +19,9 @@ use tokio::net::TcpStream;
 use super::maps::addr;
 use super::pod::Attached;
 use super::sockets;
+
+/// So many source ports are tried before the thread's other connections have their turn.
+const TRIES: usize = 128;
 
 /// How long it is believed that an application listens on a device, or does not.
 const KNOWN: Duration = Duration::from_secs(5);
@@ -75,14 +79,15 @@ impl Drop for Announcement {
 }
 
 impl Attached {
-    /// Connects from the pod's address to another pod's tunnel port. `start` spreads the search for a source port.
+    /// Connects from the pod's address to another pod's tunnel port. The search for a source port begins at `next`, and moves it
+    /// behind the one that was found: an agent before this one may hold thousands in a row.
     ///
     /// # Errors
     /// [`DialError`].
     pub async fn dial_tunnel(
         self: &Arc<Self>,
         next_hop: PeerAddr,
-        start: usize,
+        next: &Cell<usize>,
         limit: Duration,
     ) -> Result<TcpStream, DialError> {
         let destination = next_hop.socket_addr();
@@ -90,8 +95,18 @@ impl Attached {
         let source = self.addresses().iter().find(same_family).copied().ok_or_else(|| {
             DialError::Ours(io::Error::new(io::ErrorKind::AddrNotAvailable, "the pod has no address of that family"))
         })?;
-        let socket = self.namespace.inside(|| Ok(self.start_tunnel(source, destination, start)));
-        connected(socket.map_err(DialError::Ours)??, limit).await
+        let start = next.get();
+        for tried in (0..self.ports.count()).step_by(TRIES) {
+            let search = self.ports.from(start + tried).take(TRIES);
+            let found = self.namespace.inside(|| Ok(self.start_tunnel(source, destination, search)));
+            if let Some((socket, behind)) = found.map_err(DialError::Ours)?? {
+                next.set(start + tried + behind);
+                return connected(socket, limit).await;
+            }
+            // The thread has others to serve, and the kernel waits for its heartbeat.
+            tokio::task::yield_now().await;
+        }
+        Err(DialError::NoPort)
     }
 
     /// Connects to the application, which will see `client` as its peer.
@@ -149,16 +164,22 @@ impl Attached {
         }
     }
 
-    fn start_tunnel(&self, source: IpAddr, destination: SocketAddr, start: usize) -> Result<Socket, DialError> {
-        for port in self.ports.from(start) {
+    /// The first socket of the search that can connect, and how many ports were looked at for it.
+    fn start_tunnel(
+        &self,
+        source: IpAddr,
+        destination: SocketAddr,
+        search: impl Iterator<Item = u16>,
+    ) -> Result<Option<(Socket, usize)>, DialError> {
+        for (behind, port) in (1..).zip(search) {
             let Some(socket) = self.bound_socket(SocketAddr::new(source, port))? else {
                 continue;
             };
             if begin_connect(&socket, destination)? {
-                return Ok(socket);
+                return Ok(Some((socket, behind)));
             }
         }
-        Err(DialError::NoPort)
+        Ok(None)
     }
 
     fn start_application(
@@ -167,7 +188,9 @@ impl Attached {
         destination: SocketAddr,
         client: ClientAddr,
     ) -> Result<(Socket, Announcement), DialError> {
-        for port in self.ports.from(0) {
+        // From an address that many share, a search from the same end would meet all of them each time.
+        let start = if source == destination.ip() { rand::random_range(0..self.ports.count().max(1)) } else { 0 };
+        for port in self.ports.from(start) {
             let Some(socket) = self.bound_socket(SocketAddr::new(source, port))? else {
                 continue;
             };

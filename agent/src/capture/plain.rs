@@ -1,5 +1,6 @@
 //! Connections in the clear, from a pod to an endpoint that is not enrolled.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,16 +13,16 @@ use super::pod::Attached;
 
 impl Attached {
     /// Connects from the pod's address to the endpoint that may be reached in the clear. Such a socket is made as a tunnel's
-    /// is: exempt from capture, from a port that the application is not given. `start` spreads the search for that port.
+    /// is: exempt from capture, from a port that the application is not given. `next`: see [`Self::dial_tunnel`].
     ///
     /// # Errors
     /// [`DialError`].
     pub async fn dial_plain(
         self: &Arc<Self>,
         permit: &PlainPermit,
-        start: usize,
+        next: &Cell<usize>,
         limit: Duration,
     ) -> Result<TcpStream, DialError> {
-        self.dial_tunnel(PeerAddr::new(permit.route().destination().socket_addr()), start, limit).await
+        self.dial_tunnel(PeerAddr::new(permit.route().destination().socket_addr()), next, limit).await
     }
 }

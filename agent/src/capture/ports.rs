@@ -54,9 +54,14 @@ impl Ports {
         self.inside_ephemeral
     }
 
+    /// How many candidates there are.
+    pub(super) fn count(&self) -> usize {
+        self.spans.iter().map(ExactSizeIterator::len).sum()
+    }
+
     /// All candidates, beginning with number `start` (modulo their count).
     pub(super) fn from(&self, start: usize) -> impl Iterator<Item = u16> {
-        let count: usize = self.spans.iter().map(ExactSizeIterator::len).sum();
+        let count = self.count();
         (0..count).filter_map(move |behind| self.number((start % count.max(1) + behind) % count))
     }
 

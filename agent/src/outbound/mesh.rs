@@ -181,7 +181,7 @@ impl Outbound {
             return Ok((key, tunnel));
         }
         self.plane.trusts_own(credentials)?;
-        let socket = pod.dial_tunnel(route.next_hop, self.next_dial(), limit.each).await;
+        let socket = pod.dial_tunnel(route.next_hop, &self.next_port, limit.each).await;
         let socket = socket.map_err(|error| Failure::of_tunnel_dial(&error))?;
         let trust = self.plane.trust();
         let channel = secure::connect(socket, credentials, &trust, &route.peer.identity, &route.peer.uid).await?;

@@ -23,7 +23,7 @@ impl Flow<'_> {
             let dial = self.pod.dial_application(route.destination().socket_addr(), self.client, limit.each).await;
             dial.map(|dial| dial.into_parts()).map(|(socket, announcement)| (socket, Some(announcement)))
         } else {
-            let dial = self.pod.dial_plain(permit, self.outbound.next_dial(), limit.each).await;
+            let dial = self.pod.dial_plain(permit, &self.outbound.next_port, limit.each).await;
             dial.map(|socket| (socket, None))
         };
         let (socket, announcement) = match dialled {

@@ -20,7 +20,11 @@ import resource, socket, sys
 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-ends = [socket.create_connection((address, port), 60) for _ in range(count)]
+ends = []
+for _ in range(count):
+    ends.append(socket.create_connection((address, port), 60))
+    # One after the other: the far agent shakes so many hands at once and no more.
+    ends[-1].recv(1)
 for line in sys.stdin:
     for end in ends:
         end.sendall(end.recv(1))
@@ -45,7 +49,12 @@ impl Crowd {
         let mut command = client.namespace.command("python3");
         command.args(["-c", CLIENTS, &web.at(PORT).ip().to_string(), &PORT.to_string(), &count.to_string()]);
         let mut clients = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let served = (0..count).map(|_| traffic::patient(listener.accept().unwrap().0).unwrap()).collect();
+        let welcome = |_| {
+            let mut end = traffic::patient(listener.accept().unwrap().0).unwrap();
+            end.write_all(b"w").unwrap();
+            end
+        };
+        let served = (0..count).map(welcome).collect();
         let (ask, answers) = (clients.stdin.take().unwrap(), BufReader::new(clients.stdout.take().unwrap()));
         Self { clients, ask, answers, served }
     }
