@@ -177,7 +177,13 @@ impl Outbound {
             generation: credentials.generation(),
         };
         let trusted = |ends: &Ends| self.plane.trusts(ends).is_ok();
-        if let Some(tunnel) = pooled.then(|| self.pool.take(&key, trusted)).flatten() {
+        let idle = || pooled.then(|| self.pool.take(&key, trusted)).flatten();
+        if let Some(tunnel) = idle() {
+            return Ok((key, tunnel));
+        }
+        let _turn = self.turns.turn(&key).await.ok_or_else(Failure::no_turn)?;
+        // Another connection may have ended meanwhile.
+        if let Some(tunnel) = idle() {
             return Ok((key, tunnel));
         }
         self.plane.trusts_own(credentials)?;
