@@ -44,6 +44,7 @@ mod replaced;
 mod reset;
 mod restart;
 mod reuse;
+mod rotation;
 mod services;
 mod silence;
 mod spoofed;
