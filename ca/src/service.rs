@@ -144,8 +144,8 @@ impl Service {
         }
         let identity = pod.identity.as_str();
         let proved = proved_key(&item.csr, identity).map_err(|error| refused(Reason::BadCsr, error))?;
-        if let Some(entry) = current.state.denial(pod, &proved.hash) {
-            return Err(refused(Reason::Denied, format!("{} is denied: {}", entry.what, entry.reason)));
+        if let Some((what, reason)) = current.denied.of_pod(pod, &proved.hash) {
+            return Err(refused(Reason::Denied, format!("{what} is denied: {reason}")));
         }
         if proved.hash == agent.own_key || current.authority.is_own_key(&proved.hash) {
             return Err(refused(Reason::BadCsr, "the key is an agent's or the CA's own"));

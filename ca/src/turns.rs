@@ -141,14 +141,14 @@ mod tests {
     /// Who has had a turn, in their order. Each passes it on at once.
     struct Seen {
         turns: Turns,
-        told: mpsc::UnboundedSender<&'static str>,
-        seen: mpsc::UnboundedReceiver<&'static str>,
+        told: mpsc::Sender<&'static str>,
+        seen: mpsc::Receiver<&'static str>,
     }
 
     impl Seen {
         /// One turn, which somebody has.
         async fn new() -> (Self, Turn) {
-            let (turns, (told, seen)) = (Turns::new(1), mpsc::unbounded_channel());
+            let (turns, (told, seen)) = (Turns::new(1), mpsc::channel(16));
             let busy = turns.turn("busy", 1).await;
             (Self { turns, told, seen }, busy)
         }
@@ -159,7 +159,7 @@ mod tests {
             tokio::spawn(async move {
                 let turn = turns.turn(owner, cost).await;
                 // An error says that the test has ended.
-                let _ = told.send(owner);
+                let _ = told.send(owner).await;
                 drop(turn);
             });
             tokio::task::yield_now().await;
