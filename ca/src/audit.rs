@@ -1,16 +1,19 @@
 //! What an operator changed, in the log of the CA that runs: the command that changed it has ended.
 
+use std::collections::HashSet;
+
 use tracing::info;
 
+use crate::deny::Entry;
 use crate::state::State;
 
 /// Says what is different.
 pub(crate) fn changed(before: &State, after: &State) {
     let (old, new) = (&before.published().deny, &after.published().deny);
-    for entry in new.iter().filter(|entry| !old.contains(entry)) {
+    for entry in missing(new, old) {
         info!(target: "audit", what = %entry.what, reason = entry.reason, by = entry.by, "denied");
     }
-    for entry in old.iter().filter(|entry| !new.contains(entry)) {
+    for entry in missing(old, new) {
         info!(target: "audit", what = %entry.what, "denied no more");
     }
     for (node, why) in after.quarantined() {
@@ -23,5 +26,30 @@ pub(crate) fn changed(before: &State, after: &State) {
     }
     for node in before.nodes().filter(|node| after.pinned_key(node).is_none()) {
         info!(target: "audit", node, "evicted");
+    }
+}
+
+/// Those of one list that are not in the other. Both may be long.
+fn missing<'a>(list: &'a [Entry], other: &[Entry]) -> Vec<&'a Entry> {
+    let known: HashSet<&Entry> = other.iter().collect();
+    list.iter().filter(|entry| !known.contains(entry)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deny::Denied;
+
+    #[test]
+    fn what_is_new_and_what_is_gone_is_told_once() {
+        let entry = |node: &str, reason: &str| Entry {
+            what: Denied::Node(node.to_owned()),
+            reason: reason.to_owned(),
+            since: 1,
+            by: "test".to_owned(),
+        };
+        let (old, new) = ([entry("a", ""), entry("b", "")], [entry("b", ""), entry("a", "another"), entry("c", "")]);
+        assert_eq!(missing(&new, &old), [&new[1], &new[2]]);
+        assert_eq!(missing(&old, &new), [&old[0]]);
     }
 }

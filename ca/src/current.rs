@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(crate) struct Current {
     pub(crate) state: State,
     pub(crate) authority: Arc<Authority>,
+    /// The state's deny-list.
+    pub(crate) denied: deny::Index,
     /// Without the time.
     pub(crate) update: WatchUpdate,
 }
@@ -155,7 +157,8 @@ impl Current {
             rotate: state.published().rotate.iter().map(told).collect(),
             now_ms: 0,
         };
-        Ok(Self { state, authority, update })
+        let denied = deny::Index::of(&state.published().deny);
+        Ok(Self { state, authority, denied, update })
     }
 }
 

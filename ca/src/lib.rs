@@ -6,7 +6,7 @@
 //! | [`wire`] | the gRPC service, as generated |
 //! | `authority` | root and issuing CA, and what their certificates look like |
 //! | `csr`, `claims` | what a certificate request must be, and whose key it is |
-//! | `limits` | how much a node may ask for, and how much is worked on at once |
+//! | `limits`, `turns` | how much a node may ask for, how much is worked on at once, and whose turn it is |
 //! | `keys` | private keys as files, under a passphrase |
 //! | [`state_files`] | files that nobody else may change, and keys that nobody else may read |
 //! | `state`, `storage` | tokens, pinned node keys and what Watch tells: one writer at a time, under a file lock |
@@ -49,6 +49,7 @@ mod state;
 pub mod state_files;
 mod storage;
 pub mod token;
+mod turns;
 mod watching;
 
 pub use authority::Brought;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use agent_core::directory::Pod;
 use serde::{Deserialize, Serialize};
 
 use crate::deny::{self, Denied};
@@ -176,19 +175,6 @@ impl State {
     /// The nodes that get no certificates, and why.
     pub(crate) fn quarantined(&self) -> &BTreeMap<String, Quarantine> {
         &self.quarantined
-    }
-
-    /// The entry that denies this pod, if one does.
-    pub(crate) fn denial(&self, pod: &Pod, key: &KeyHash) -> Option<&deny::Entry> {
-        let key = to_hex(key);
-        self.published.deny.iter().find(|entry| match &entry.what {
-            Denied::Identity(identity) => *identity == pod.identity.as_str(),
-            Denied::Pod(uid) => *uid == pod.uid.as_str(),
-            Denied::Key(hash) => *hash == key,
-            Denied::Node(node) => *node == pod.node,
-            Denied::TrustDomain(domain) => *domain == pod.identity.trust_domain().as_str(),
-            Denied::Serial { .. } => false,
-        })
     }
 
     /// Which roots there are.

@@ -121,6 +121,8 @@ async fn agent(ca: &TestCa, estate: Estate) -> (Identity, watch::Sender<Vec<(Pod
     let (wanted, pods) = watch::channel(vec![web]);
     let identity = start(&config, pods, estate).unwrap();
     watched(&identity, |watched| watched.connected).await;
+    // What it is told comes into force behind that.
+    trusts(&identity, |trust| trust.sequence() > 0).await;
     (identity, wanted)
 }
 
