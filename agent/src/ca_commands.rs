@@ -12,6 +12,7 @@ use crate::app::{self, AppError, Stop, harden, system};
 use crate::config;
 
 mod deny;
+mod federation;
 mod node;
 mod rotate;
 
@@ -54,6 +55,15 @@ enum Action {
     /// Replace the root without a failed connection: start, status, finish, abort.
     #[command(subcommand)]
     Rotate(rotate::Rotate),
+    /// Other clusters, each a trust domain of its own: add, list, disable, remove.
+    #[command(subcommand)]
+    Federation(federation::Federation),
+    /// Print our own trust domain's bundle, for other clusters to add.
+    Bundle {
+        /// The CA's configuration (YAML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
     /// The nodes that have joined: list, evict, quarantine, release.
     #[command(subcommand)]
     Node(node::Node),
@@ -71,6 +81,8 @@ pub fn run(ca: Ca) -> Result<(), AppError> {
         Some(Action::Node(action)) => action.run(),
         Some(Action::Import { config, brought }) => import(&config, brought),
         Some(Action::Rotate(action)) => action.run(),
+        Some(Action::Federation(action)) => action.run(),
+        Some(Action::Bundle { config }) => federation::bundle(&config),
     }
 }
 

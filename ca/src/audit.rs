@@ -24,8 +24,30 @@ pub(crate) fn changed(before: &State, after: &State) {
     for node in before.quarantined().keys().filter(|node| !after.quarantined().contains_key(*node)) {
         info!(target: "audit", node, "out of quarantine");
     }
+    federation(before, after);
     for node in before.nodes().filter(|node| after.pinned_key(node).is_none()) {
         info!(target: "audit", node, "evicted");
+    }
+}
+
+/// What is different about other trust domains.
+fn federation(before: &State, after: &State) {
+    for (trust_domain, relation) in after.federation().iter() {
+        let (known, anchors) = (before.federation().get(trust_domain), relation.anchors());
+        if let Some(by) = relation.disabled.as_ref().filter(|_| known.is_none_or(|known| known.disabled.is_none())) {
+            info!(target: "audit", trust_domain, by = by.who, "federation disabled");
+        } else if known.is_none_or(|known| known.added != relation.added) {
+            let (by, source) = (&relation.added.who, &relation.source);
+            info!(target: "audit", trust_domain, by, ?source, anchors = anchors.len(), "federation added");
+        } else if known.is_some_and(|known| known.anchors() != anchors) {
+            let sequence = relation.bundle.as_ref().and_then(|kept| kept.sequence);
+            info!(target: "audit", trust_domain, sequence, anchors = anchors.len(), "federated trust changed");
+        }
+    }
+    for (trust_domain, _) in before.federation().iter() {
+        if after.federation().get(trust_domain).is_none() {
+            info!(target: "audit", trust_domain, "federation removed");
+        }
     }
 }
 

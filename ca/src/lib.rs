@@ -12,6 +12,7 @@
 //! | `state`, `storage` | tokens, pinned node keys and what Watch tells: one writer at a time, under a file lock |
 //! | `current` | state and authority as they are, followed while the CA runs |
 //! | [`deny`] | the deny-list |
+//! | [`federation`] | other clusters: their bundles, and ours for them |
 //! | `agents`, `watching` | what the agents are told, and what they answered |
 //! | [`operate`] | what `mantle ca …` asks for, whether the CA runs or not |
 //! | `rotation`, [`rotating`] | root rotation: what follows what, and the steps |
@@ -35,6 +36,7 @@ mod csr;
 mod current;
 pub mod deny;
 mod directory;
+pub mod federation;
 mod keys;
 mod limits;
 pub mod operate;
@@ -126,6 +128,9 @@ pub enum CaError {
     /// That cannot be denied.
     #[error(transparent)]
     NotDeniable(#[from] deny::NotDeniable),
+    /// A trust domain's bundle can't be used.
+    #[error(transparent)]
+    Bundle(#[from] federation::BundleError),
     /// What was asked for may not be.
     #[error("{0}")]
     Refused(String),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::deny::{self, Denied};
+use crate::federation::relations::Relations;
 use crate::rotation::{Order, Phase, Roots, Rotation};
 use crate::token::{JoinToken, KeyHash, from_hex, to_hex};
 
@@ -52,6 +53,8 @@ pub(crate) struct Published {
     pub(crate) deny: Vec<deny::Entry>,
     #[serde(default)]
     pub(crate) rotate: Vec<Order>,
+    #[serde(default)]
+    federation: Relations,
 }
 
 /// Which version of a trust domain's anchors was told.
@@ -141,6 +144,16 @@ impl State {
         &self.published
     }
 
+    /// The other trust domains.
+    pub(crate) fn federation(&self) -> &Relations {
+        &self.published.federation
+    }
+
+    /// The other trust domains.
+    pub(crate) fn federation_mut(&mut self) -> &mut Relations {
+        &mut self.published.federation
+    }
+
     /// The pinned nodes, by name.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &str> {
         self.nodes.keys().map(String::as_str)
@@ -220,11 +233,12 @@ impl State {
         self.published.deny.len() < before
     }
 
-    /// Notes which anchors a trust domain has, by a hash over all of them.
+    /// Notes which anchors a trust domain has, by a hash over all of them. Their version jumps to the time, as the sequence
+    /// does: other clusters refuse what is older than what they have.
     pub(crate) fn note_bundle(&mut self, trust_domain: &str, anchors: &KeyHash) {
         let version = self.published.bundles.entry(trust_domain.to_owned()).or_default();
         if version.anchors != to_hex(anchors) {
-            *version = BundleVersion { sequence: version.sequence + 1, anchors: to_hex(anchors) };
+            *version = BundleVersion { sequence: (version.sequence + 1).max(now()), anchors: to_hex(anchors) };
         }
     }
 
@@ -305,10 +319,11 @@ mod tests {
         state.count(&told);
         let first = state.sequence();
         let told = state.published().clone();
+        let version = state.bundle_sequence("test.mantle", &[1; 32]).unwrap();
         state.note_bundle("test.mantle", &[2; 32]);
         state.count(&told);
         assert!(state.sequence() > first);
-        assert_eq!(state.bundle_sequence("test.mantle", &[2; 32]), Some(2));
+        assert!(state.bundle_sequence("test.mantle", &[2; 32]).unwrap() > version);
         assert_eq!(state.bundle_sequence("test.mantle", &[1; 32]), None);
     }
 }
