@@ -45,7 +45,8 @@ pub struct Pod {
     pub namespace: String,
     /// Its service account's name.
     pub service_account: String,
-    /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+    /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Another trust domain than the directory's own makes it
+    /// another cluster's pod.
     pub identity: SpiffeId,
     /// The node that it runs on.
     pub node: String,
@@ -137,7 +138,7 @@ impl Directory {
         self.revision
     }
 
-    /// The trust domain of every pod in it.
+    /// The own trust domain: that of every pod which does not name another.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
@@ -147,9 +148,14 @@ impl Directory {
         self.pods.iter()
     }
 
-    /// The pods of one node.
+    /// The own pods of one node: another cluster's run elsewhere, whatever their node is called.
     pub fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
-        self.pods.iter().filter(move |pod| pod.node == node)
+        self.pods.iter().filter(move |pod| pod.node == node && self.is_own(pod))
+    }
+
+    /// Whether the pod is of the own trust domain, not of another cluster.
+    pub fn is_own(&self, pod: &Pod) -> bool {
+        *pod.identity.trust_domain() == self.trust_domain
     }
 
     /// The pod that owns an address (IPv4-mapped IPv6 counts as IPv4).

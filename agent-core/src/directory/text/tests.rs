@@ -44,6 +44,47 @@ fn a_released_pod_is_not_published() {
     assert!(withdrawn.pods().all(|pod| pod.mode == Mode::Released && !pod.serving));
 }
 
+/// A pod of another cluster, from line 13 on.
+const FOREIGN: &str = "  - uid: far
+    name: far
+    namespace: shop
+    service_account: web
+    trust_domain: b.example
+    node: b-node
+    addresses: [10.88.2.10]
+";
+
+#[test]
+fn another_clusters_pod_has_an_identity_of_that_cluster_and_no_node_of_ours() {
+    let directory = parse(&with(&format!("{POD}{FOREIGN}"))).unwrap();
+    let [own, far] = ["10.77.2.10", "10.88.2.10"].map(|ip| directory.by_address(ip.parse().unwrap()).unwrap());
+    assert_eq!(far.identity.as_str(), "spiffe://b.example/ns/shop/sa/web");
+    assert!(directory.is_own(own) && !directory.is_own(far));
+    assert_eq!(directory.pods_on("b-node").count(), 0, "it runs on no node of this cluster");
+    assert_eq!(directory.pods_on("node-b").count(), 1);
+    let spelled_out = FOREIGN.replace("b.example", "demo.mantle");
+    assert_eq!(parse(&with(&format!("{POD}{spelled_out}"))).unwrap().pods_on("b-node").count(), 1);
+}
+
+#[test]
+fn a_node_is_of_one_cluster() {
+    let shared = FOREIGN.replace("b-node", "node-b");
+    check(
+        &with(&format!("{POD}{shared}")),
+        &[
+            "line 13:5: node node-b has pods of the own trust domain, this one is of b.example: give its node a name of \
+         its own here",
+        ],
+    );
+    let two = format!("{FOREIGN}{}", FOREIGN.replace("uid: far", "uid: far2").replace("2.10", "2.11"));
+    assert!(parse(&with(&format!("{POD}{two}"))).is_ok());
+    check(
+        &with(&format!("{POD}{}", FOREIGN.replace("b.example", "B.example"))),
+        &["line 17:19: `trust_domain`: the trust domain is empty or has a character outside [a-z0-9._-] (found \
+         `B.example`)"],
+    );
+}
+
 #[test]
 fn every_mistake_has_its_place() {
     check("revision: 1\n", &["line 1:1: `trust_domain` is missing", "line 1:1: `pods` is missing"]);
