@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use crate::identity::{PodUid, SpiffeId, TrustDomain};
 
+mod rules;
 mod service;
 mod text;
 
+pub use rules::{Effect, Peers, Policy, Receivers};
 pub use service::{Endpoint, Frontend, PlainEndpoint, Service};
 pub use text::{MOST_PLAINTEXT_PORTS, object_name, parse};
 
@@ -77,6 +79,7 @@ pub struct Directory {
     by_frontend: HashMap<SocketAddr, (usize, usize)>,
     /// The services that name an address as an endpoint in the clear, each once.
     by_plain: HashMap<IpAddr, Vec<usize>>,
+    policies: Vec<Policy>,
 }
 
 /// Two pods that claim one address. One of them is wrong, or an author is; the first keeps it, both are reported.
@@ -103,7 +106,19 @@ impl Directory {
         }
         let pods = pods.into_iter().map(Arc::new).collect();
         let (services, by_frontend, by_plain) = (Vec::new(), HashMap::new(), HashMap::new());
-        Self { revision, trust_domain, pods, by_address, by_uid, services, by_frontend, by_plain }
+        let policies = Vec::new();
+        Self { revision, trust_domain, pods, by_address, by_uid, services, by_frontend, by_plain, policies }
+    }
+
+    /// With these policies.
+    #[must_use]
+    pub fn with_policies(self, policies: Vec<Policy>) -> Self {
+        Self { policies, ..self }
+    }
+
+    /// The policies, in the author's order.
+    pub fn policies(&self) -> &[Policy] {
+        &self.policies
     }
 
     /// Lets the owner that a contested address had before keep it, wherever the file lists it now.

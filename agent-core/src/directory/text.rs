@@ -9,6 +9,7 @@ use crate::document::{Node, Place, Problems, Section, interpret};
 use crate::identity::{PodUid, SpiffeId, TrustDomain};
 
 mod plaintext_ports;
+mod policies;
 mod services;
 
 pub use plaintext_ports::MOST as MOST_PLAINTEXT_PORTS;
@@ -27,6 +28,7 @@ fn directory(root: &Node, problems: &mut Problems) -> Option<Directory> {
     let trust_domain = section.required("trust_domain", problems);
     let pods = section.required("pods", problems);
     let services = section.optional("services");
+    let policies = section.optional("policies");
     section.end(problems);
     let revision = revision.and_then(|node| node.number("`revision`", problems));
     let trust_domain: Option<TrustDomain> =
@@ -40,8 +42,10 @@ fn directory(root: &Node, problems: &mut Problems) -> Option<Directory> {
         Some(node) => services::read(node, &pods, problems),
         None => Some(Vec::new()),
     };
+    let policies = policies.map_or(Some(Vec::new()), |node| policies::read(node, known, problems));
     let pods: Option<Vec<Pod>> = pods.into_iter().collect();
-    Some(Directory::new(revision?, trust_domain?, pods?).with_services(services?))
+    let directory = Directory::new(revision?, trust_domain?, pods?);
+    Some(directory.with_services(services?).with_policies(policies?))
 }
 
 fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems) -> Option<Pod> {
