@@ -12,6 +12,7 @@ use crate::app::{self, AppError, Stop, harden, system};
 use crate::config;
 
 mod deny;
+mod issue;
 mod node;
 mod rotate;
 
@@ -51,6 +52,8 @@ enum Action {
         #[command(flatten)]
         brought: rotate::Brought,
     },
+    /// Give a client that is no pod (a device, a batch host) a certificate. Works while the CA runs, and while it does not.
+    Issue(issue::Issue),
     /// Replace the root without a failed connection: start, status, finish, abort.
     #[command(subcommand)]
     Rotate(rotate::Rotate),
@@ -70,6 +73,7 @@ pub fn run(ca: Ca) -> Result<(), AppError> {
         Some(Action::Deny(action)) => action.run(),
         Some(Action::Node(action)) => action.run(),
         Some(Action::Import { config, brought }) => import(&config, brought),
+        Some(Action::Issue(issue)) => issue.run(),
         Some(Action::Rotate(action)) => action.run(),
     }
 }

@@ -14,6 +14,7 @@
 //! | [`deny`] | the deny-list |
 //! | `agents`, `watching` | what the agents are told, and what they answered |
 //! | [`operate`] | what `mantle ca …` asks for, whether the CA runs or not |
+//! | [`outside`] | certificates for clients that are no pods |
 //! | `rotation`, [`rotating`] | root rotation: what follows what, and the steps |
 //! | [`token`] | join tokens |
 //! | `service`, `server` | the four calls, and TLS below them |
@@ -38,6 +39,7 @@ mod directory;
 mod keys;
 mod limits;
 pub mod operate;
+pub mod outside;
 mod peer;
 mod places;
 pub mod rotating;
