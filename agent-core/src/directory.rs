@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use crate::identity::{PodUid, SpiffeId, TrustDomain};
 
+mod rules;
 mod service;
 mod text;
 
+pub use rules::{Effect, Peers, Policy, Receivers};
 pub use service::{Endpoint, Frontend, PlainEndpoint, Service};
 pub use text::{MOST_PLAINTEXT_PORTS, object_name, parse};
 
@@ -45,7 +47,8 @@ pub struct Pod {
     pub namespace: String,
     /// Its service account's name.
     pub service_account: String,
-    /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+    /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Another trust domain than the directory's own makes it
+    /// another cluster's pod.
     pub identity: SpiffeId,
     /// The node that it runs on.
     pub node: String,
@@ -76,6 +79,7 @@ pub struct Directory {
     by_frontend: HashMap<SocketAddr, (usize, usize)>,
     /// The services that name an address as an endpoint in the clear, each once.
     by_plain: HashMap<IpAddr, Vec<usize>>,
+    policies: Vec<Policy>,
 }
 
 /// Two pods that claim one address. One of them is wrong, or an author is; the first keeps it, both are reported.
@@ -102,7 +106,19 @@ impl Directory {
         }
         let pods = pods.into_iter().map(Arc::new).collect();
         let (services, by_frontend, by_plain) = (Vec::new(), HashMap::new(), HashMap::new());
-        Self { revision, trust_domain, pods, by_address, by_uid, services, by_frontend, by_plain }
+        let policies = Vec::new();
+        Self { revision, trust_domain, pods, by_address, by_uid, services, by_frontend, by_plain, policies }
+    }
+
+    /// With these policies.
+    #[must_use]
+    pub fn with_policies(self, policies: Vec<Policy>) -> Self {
+        Self { policies, ..self }
+    }
+
+    /// The policies, in the author's order.
+    pub fn policies(&self) -> &[Policy] {
+        &self.policies
     }
 
     /// Lets the owner that a contested address had before keep it, wherever the file lists it now.
@@ -137,7 +153,7 @@ impl Directory {
         self.revision
     }
 
-    /// The trust domain of every pod in it.
+    /// The own trust domain: that of every pod which does not name another.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
@@ -147,9 +163,14 @@ impl Directory {
         self.pods.iter()
     }
 
-    /// The pods of one node.
+    /// The own pods of one node: another cluster's run elsewhere, whatever their node is called.
     pub fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
-        self.pods.iter().filter(move |pod| pod.node == node)
+        self.pods.iter().filter(move |pod| pod.node == node && self.is_own(pod))
+    }
+
+    /// Whether the pod is of the own trust domain, not of another cluster.
+    pub fn is_own(&self, pod: &Pod) -> bool {
+        *pod.identity.trust_domain() == self.trust_domain
     }
 
     /// The pod that owns an address (IPv4-mapped IPv6 counts as IPv4).

@@ -93,6 +93,32 @@ impl SpiffeId {
         format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}").parse()
     }
 
+    /// The identity of a client that is no pod: `spiffe://<trust domain>/outside/<name>`. No service account has one like it.
+    ///
+    /// # Errors
+    /// [`IdentityError::Path`] if the name cannot be a path segment.
+    pub fn of_outside(trust_domain: &TrustDomain, name: &str) -> Result<Self, IdentityError> {
+        if name.contains('/') {
+            return Err(IdentityError::Path);
+        }
+        format!("spiffe://{trust_domain}/outside/{name}").parse()
+    }
+
+    /// The namespace and the service account, if it is a pod's.
+    pub fn service_account(&self) -> Option<(&str, &str)> {
+        self.path().strip_prefix("ns/")?.split_once("/sa/").filter(|(ns, sa)| !ns.contains('/') && !sa.contains('/'))
+    }
+
+    /// Whether it is a client's that is no pod.
+    pub fn is_outside(&self) -> bool {
+        self.path().strip_prefix("outside/").is_some_and(|name| !name.contains('/'))
+    }
+
+    /// Without the slash before it.
+    fn path(&self) -> &str {
+        self.text.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).map_or("", |(_, path)| path)
+    }
+
     /// The whole URI.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -1,16 +1,17 @@
 //! Whether a connection may: a [`Permit`], or who says no. No match is a no.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::address::EndpointAddr;
-use crate::directory::{Directory, Pod};
+use crate::directory::{Directory, Effect, Pod, Policy};
 use crate::identity::{KeyHash, PodUid, SpiffeId};
 use crate::outcome::{Blame, Close};
 use crate::route::{MeshRoute, PlainRoute, Why};
 
-/// The name of the only policy of this version: pods of the directory may talk to each other, as themselves.
+/// What holds without a word: pods of the directory's own trust domain may talk to each other, as themselves.
 const MESH: &str = "mesh";
 
 /// The name under which the directory's author lets bytes go in the clear.
@@ -19,14 +20,14 @@ const PLAIN: &str = "plain";
 /// A connection may be relayed. Made by [`authorize_outbound`] and [`authorize_inbound`] only.
 #[derive(Clone, Debug)]
 pub struct Permit {
-    policy: &'static str,
+    policy: Cow<'static, str>,
     revision: u64,
 }
 
 impl Permit {
     /// The policy that allowed it.
-    pub fn policy(&self) -> &'static str {
-        self.policy
+    pub fn policy(&self) -> &Cow<'static, str> {
+        &self.policy
     }
 
     /// The directory's revision that it was judged under.
@@ -46,7 +47,7 @@ pub struct PlainPermit {
 
 impl PlainPermit {
     /// The policy that allowed it.
-    pub fn policy(&self) -> &'static str {
+    pub fn policy(&self) -> &Cow<'static, str> {
         self.permit.policy()
     }
 
@@ -156,20 +157,40 @@ pub enum Denial {
         /// As the directory says.
         listed: SpiffeId,
     },
+    /// A policy of the directory keeps the peer out.
+    #[error("policy {policy} denies {peer}")]
+    ByPolicy {
+        /// The policy's name.
+        policy: String,
+        /// As the certificate says.
+        peer: SpiffeId,
+    },
+    /// The peer needs a policy that lets it in, and there is none.
+    #[error("no policy of the directory allows {0} here: one of another trust domain, or that is no pod, needs one")]
+    NotAllowed(SpiffeId),
 }
 
 impl Denial {
     /// In the words of records.
     pub fn close(&self) -> (Close, Blame) {
         match self {
-            Self::OwnPodUnknown(_) | Self::PeerUnknown(_) | Self::NoSuchEndpoint(_) => (Close::Denied, Blame::Operator),
+            Self::OwnPodUnknown(_)
+            | Self::PeerUnknown(_)
+            | Self::NoSuchEndpoint(_)
+            | Self::ByPolicy { .. }
+            | Self::NotAllowed(_) => (Close::Denied, Blame::Operator),
             Self::OtherPod { .. } | Self::OtherIdentity { .. } => (Close::Denied, Blame::Peer),
         }
     }
 
     /// Whether a newer directory may know better: a peer that is new, or took over an address.
     pub fn may_be_lag(&self) -> bool {
-        !matches!(self, Self::OwnPodUnknown(_))
+        !matches!(self, Self::OwnPodUnknown(_)) && !self.is_by_policy()
+    }
+
+    /// Whether the directory knows both ends, and its policies say no.
+    fn is_by_policy(&self) -> bool {
+        matches!(self, Self::ByPolicy { .. } | Self::NotAllowed(_))
     }
 }
 
@@ -185,7 +206,7 @@ pub fn authorize_outbound(directory: &Directory, source: &PodUid, route: &MeshRo
     if listed.is_none_or(|pod| pod.uid != route.peer.uid || pod.identity != route.peer.identity) {
         return Err(Denial::PeerUnknown(route.peer.uid.to_string()));
     }
-    Ok(Permit { policy: MESH, revision: directory.revision() })
+    Ok(Permit { policy: MESH.into(), revision: directory.revision() })
 }
 
 /// Judges a connection that leaves one of our pods in the clear, or does not leave it.
@@ -199,7 +220,7 @@ pub fn authorize_plain(directory: &Directory, source: &PodUid, route: PlainRoute
     if !stands(directory, source, &route) {
         return Err(Denial::NoSuchEndpoint(route.destination()));
     }
-    let permit = Permit { policy: PLAIN, revision: directory.revision() };
+    let permit = Permit { policy: PLAIN.into(), revision: directory.revision() };
     Ok(PlainPermit { permit, source: source.clone(), route })
 }
 
@@ -215,18 +236,62 @@ fn stands(directory: &Directory, source: &PodUid, route: &PlainRoute) -> bool {
     }
 }
 
-/// Judges a connection that enters one of our pods, by what its peer has proved.
+/// Judges a connection that enters one of our pods at a `port`, by what its peer has proved. Pods of the own trust domain may,
+/// unless a policy denies them; everybody else needs one that allows.
 ///
 /// # Errors
 /// [`Denial`].
-pub fn authorize_inbound(directory: &Directory, receiver: &PodUid, peer: &VerifiedPeer) -> Result<Permit, Denial> {
-    if directory.by_uid(receiver).is_none() {
-        return Err(Denial::OwnPodUnknown(receiver.clone()));
+pub fn authorize_inbound(
+    directory: &Directory,
+    receiver: &PodUid,
+    peer: &VerifiedPeer,
+    port: u16,
+) -> Result<Permit, Denial> {
+    judge_inbound(directory, receiver, peer, Some(port))
+}
+
+/// Why policies let the peer into none of the pod's ports, if so.
+pub fn turned_away(directory: &Directory, receiver: &PodUid, peer: &VerifiedPeer) -> Option<Denial> {
+    judge_inbound(directory, receiver, peer, None).err().filter(Denial::is_by_policy)
+}
+
+/// Without a port: whether there is one at which it may.
+fn judge_inbound(
+    directory: &Directory,
+    receiver: &PodUid,
+    peer: &VerifiedPeer,
+    port: Option<u16>,
+) -> Result<Permit, Denial> {
+    let receiver = directory.by_uid(receiver).ok_or_else(|| Denial::OwnPodUnknown(receiver.clone()))?;
+    let is_own_pod = is_own_pod(directory, peer)?;
+    let identity = peer.identity();
+    let concerned = |policy: &&Policy| policy.guards(receiver) && policy.names(identity);
+    let find = |effect, at: &dyn Fn(&Policy) -> bool| {
+        directory.policies().iter().filter(concerned).find(|policy| policy.effect == effect && at(policy))
+    };
+    if let Some(policy) = find(Effect::Deny, &|policy| port.map_or(policy.ports.is_empty(), |at| policy.is_about(at))) {
+        return Err(Denial::ByPolicy { policy: policy.name.clone(), peer: identity.clone() });
     }
-    let Some(uid) = peer.uid() else { return Err(Denial::PeerUnknown(peer.identity().to_string())) };
+    let revision = directory.revision();
+    if is_own_pod {
+        return Ok(Permit { policy: MESH.into(), revision });
+    }
+    match find(Effect::Allow, &|policy| port.is_none_or(|at| policy.is_about(at))) {
+        Some(policy) => Ok(Permit { policy: policy.name.clone().into(), revision }),
+        None => Err(Denial::NotAllowed(identity.clone())),
+    }
+}
+
+/// Whether the peer is a pod of the own trust domain; if it is neither that nor another cluster's, it must be one that an
+/// operator has named as no pod.
+fn is_own_pod(directory: &Directory, peer: &VerifiedPeer) -> Result<bool, Denial> {
+    let Some(uid) = peer.uid() else {
+        let unknown = || Denial::PeerUnknown(peer.identity().to_string());
+        return if peer.identity().is_outside() { Ok(false) } else { Err(unknown()) };
+    };
     let listed = directory.by_uid(uid).ok_or_else(|| Denial::PeerUnknown(uid.to_string()))?;
     agrees(listed, peer)?;
-    Ok(Permit { policy: MESH, revision: directory.revision() })
+    Ok(directory.is_own(listed))
 }
 
 /// Whether certificate and directory name the same pod under the same identity.
@@ -244,107 +309,4 @@ pub fn agrees(listed: &Pod, peer: &VerifiedPeer) -> Result<(), Denial> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
-    use super::*;
-    use crate::address::OriginalDst;
-    use crate::directory::tests::{directory, pod};
-    use crate::directory::{Frontend, PlainEndpoint, Service};
-    use crate::route::{Choice, Route, resolve};
-
-    fn peer(identity: &str, uid: Option<&str>) -> VerifiedPeer {
-        let uid = uid.map(|uid| uid.parse().unwrap());
-        VerifiedPeer::assertion(identity.parse().unwrap(), uid, "01".into(), 0, [].into())
-    }
-
-    #[test]
-    fn inbound_needs_a_pod_of_the_directory_under_its_own_identity() {
-        let all = directory(vec![pod("client", "10.0.0.1"), pod("web", "10.0.0.2")]);
-        let web = "uid-web".parse().unwrap();
-        let judge = |peer: &VerifiedPeer| authorize_inbound(&all, &web, peer).map(|permit| permit.revision());
-        let id = "spiffe://test.mantle/ns/shop/sa/client";
-        assert_eq!(judge(&peer(id, Some("uid-client"))), Ok(all.revision()));
-        assert!(matches!(judge(&peer(id, None)), Err(Denial::PeerUnknown(_))));
-        assert!(matches!(judge(&peer(id, Some("uid-gone"))), Err(Denial::PeerUnknown(_))));
-        let other = "spiffe://test.mantle/ns/shop/sa/web";
-        assert!(matches!(judge(&peer(other, Some("uid-client"))), Err(Denial::OtherIdentity { .. })));
-        let receiver = "uid-none".parse().unwrap();
-        let gone = authorize_inbound(&all, &receiver, &peer(id, Some("uid-client")));
-        assert!(matches!(gone, Err(Denial::OwnPodUnknown(_))));
-    }
-
-    #[test]
-    fn outbound_ends_when_the_address_goes_to_another_pod_or_identity() {
-        let before = directory(vec![pod("client", "10.0.0.1"), pod("web", "10.0.0.2")]);
-        let source = before.by_uid(&"uid-client".parse().unwrap()).unwrap();
-        let choice = Choice { draw: 0, tried: &[] };
-        let route = resolve(&before, source, OriginalDst::new("10.0.0.2:80".parse().unwrap()), choice).unwrap();
-        let Route::Mesh(route) = route else { unreachable!("{route:?}") };
-        assert!(authorize_outbound(&before, &source.uid, &route).is_ok());
-        let after = directory(vec![pod("client", "10.0.0.1"), pod("successor", "10.0.0.2")]);
-        assert!(matches!(authorize_outbound(&after, &source.uid, &route), Err(Denial::PeerUnknown(_))));
-        let mut renamed = pod("web", "10.0.0.2");
-        renamed.identity = "spiffe://test.mantle/ns/shop/sa/other".parse().unwrap();
-        let under_another_identity = directory(vec![pod("client", "10.0.0.1"), renamed]);
-        let judged = authorize_outbound(&under_another_identity, &source.uid, &route);
-        assert!(matches!(judged, Err(Denial::PeerUnknown(_))));
-        let without_us = directory(vec![pod("web", "10.0.0.2")]);
-        assert!(matches!(authorize_outbound(&without_us, &source.uid, &route), Err(Denial::OwnPodUnknown(_))));
-    }
-
-    /// `10.96.0.1:80`, behind which is the enrolled `web` and what is named here.
-    fn mixed(pods: &[&str], plain: &[&str]) -> Service {
-        Service {
-            name: "web".into(),
-            namespace: "shop".into(),
-            frontends: vec![Frontend { address: "10.96.0.1:80".parse().unwrap(), target_port: 8080 }],
-            pods: pods.iter().map(|uid| uid.parse().unwrap()).collect(),
-            plain: plain.iter().map(|ip| PlainEndpoint { ip: ip.parse().unwrap(), port: None }).collect(),
-        }
-    }
-
-    #[test]
-    fn what_goes_in_the_clear_ends_with_its_pod_its_service_or_its_endpoint_and_not_with_an_enrolment() {
-        let pods = || vec![pod("client", "10.0.0.1"), pod("web", "10.0.0.2")];
-        let with = |services| directory(pods()).with_services(services);
-        let before = with(vec![mixed(&["uid-web"], &["10.0.0.9"])]);
-        let source = before.by_uid(&"uid-client".parse().unwrap()).unwrap();
-        let original = OriginalDst::new("10.96.0.1:80".parse().unwrap());
-        let choice = Choice { draw: 1, tried: &[] };
-        let Ok(Route::Plain(route)) = resolve(&before, source, original, choice) else { unreachable!() };
-        let permit = authorize_plain(&before, &source.uid, route.clone()).unwrap();
-        assert_eq!(permit.route().destination().to_string(), "10.0.0.9:8080");
-        assert!(permit.holds(&before) && permit.may_begin(&before));
-
-        let mut enrolled = pods();
-        enrolled.push(pod("old", "10.0.0.9"));
-        let enrolled = directory(enrolled).with_services(vec![mixed(&["uid-web", "uid-old"], &[])]);
-        assert!(permit.holds(&enrolled), "enrolment costs no connection");
-        assert!(!permit.may_begin(&enrolled), "but none begins in the clear after it");
-        for gone in [with(vec![]), with(vec![mixed(&["uid-web"], &[])])] {
-            assert!(!permit.holds(&gone) && !permit.may_begin(&gone));
-            let judged = authorize_plain(&gone, &source.uid, route.clone());
-            assert!(matches!(judged, Err(Denial::NoSuchEndpoint(_))));
-        }
-        let without_us = directory(vec![pod("web", "10.0.0.2")]);
-        let without_us = without_us.with_services(vec![mixed(&["uid-web"], &["10.0.0.9"])]);
-        assert!(!permit.holds(&without_us));
-        assert!(matches!(authorize_plain(&without_us, &source.uid, route), Err(Denial::OwnPodUnknown(_))));
-    }
-
-    #[test]
-    fn certificate_and_directory_must_name_the_same_pod() {
-        let listed = pod("web", "10.0.0.2");
-        let id = "spiffe://test.mantle/ns/shop/sa/web";
-        assert_eq!(agrees(&listed, &peer(id, Some("uid-web"))), Ok(()));
-        assert_eq!(agrees(&listed, &peer(id, None)), Ok(()));
-        assert!(matches!(agrees(&listed, &peer(id, Some("uid-old"))), Err(Denial::OtherPod { .. })));
-        let other = "spiffe://test.mantle/ns/shop/sa/client";
-        for uid in [None, Some("uid-web")] {
-            assert!(matches!(agrees(&listed, &peer(other, uid)), Err(Denial::OtherIdentity { .. })));
-        }
-        let foreign = "spiffe://other.mantle/ns/shop/sa/web";
-        assert!(matches!(agrees(&listed, &peer(foreign, Some("uid-web"))), Err(Denial::OtherIdentity { .. })));
-    }
-}
+mod tests;

@@ -134,7 +134,7 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     };
     // The kernel first: it refuses to start over a state that it must not touch. An unreadable directory as well.
     let inherited = heir.as_ref().map(|heir| heir.directory.as_str());
-    let source = Source::start(&config.directory, &config.trust_domain, inherited)?;
+    let source = Source::start(&config.directory, (&config.node, &config.trust_domain), inherited)?;
     let capture = Capture::start(&config.capture, lock)?;
     let (records, writer) = Writer::start(&config.node, &config.records, &ledger(&config))?;
     let (trigger, drain) = drain::channel();

@@ -13,6 +13,7 @@ use crate::config;
 
 mod deny;
 mod federation;
+mod issue;
 mod node;
 mod rotate;
 
@@ -52,6 +53,8 @@ enum Action {
         #[command(flatten)]
         brought: rotate::Brought,
     },
+    /// Give a client that is no pod (a device, a batch host) a certificate. Works while the CA runs, and while it does not.
+    Issue(issue::Issue),
     /// Replace the root without a failed connection: start, status, finish, abort.
     #[command(subcommand)]
     Rotate(rotate::Rotate),
@@ -80,6 +83,7 @@ pub fn run(ca: Ca) -> Result<(), AppError> {
         Some(Action::Deny(action)) => action.run(),
         Some(Action::Node(action)) => action.run(),
         Some(Action::Import { config, brought }) => import(&config, brought),
+        Some(Action::Issue(issue)) => issue.run(),
         Some(Action::Rotate(action)) => action.run(),
         Some(Action::Federation(action)) => action.run(),
         Some(Action::Bundle { config }) => federation::bundle(&config),

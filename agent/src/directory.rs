@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agent_core::directory::{Directory, parse};
 use agent_core::document::Problems;
-use agent_core::identity::TrustDomain;
+use agent_core::identity::{PodUid, TrustDomain};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
@@ -43,6 +43,18 @@ pub enum SourceError {
         /// Each with its place and its fix.
         problems: Problems,
     },
+    /// It has a pod of another cluster on this node.
+    #[error(
+        "the directory {} has pod {uid} of trust domain {found} on this node: give its node another name", path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The pod.
+        uid: PodUid,
+        /// Its trust domain.
+        found: TrustDomain,
+    },
     /// It is another trust domain's.
     #[error("the directory {} is for trust domain {found}, this agent's is {wanted}", path.display())]
     TrustDomain {
@@ -65,16 +77,17 @@ pub struct Source {
 }
 
 impl Source {
-    /// Reads the file and starts to watch it. If it is not right, the `inherited` text of an agent before this one will do.
+    /// Reads the file and starts to watch it, for the agent of a node and its `own` trust domain. If it is not right, the `inherited` text of an agent before this one will do.
     ///
     /// # Errors
     /// [`SourceError`]: without a directory nobody knows whom to serve.
-    pub fn start(path: &Path, trust_domain: &TrustDomain, inherited: Option<&str>) -> Result<Self, SourceError> {
-        let mut file = DirectoryFile { path: path.to_owned(), trust_domain: trust_domain.clone(), text: String::new() };
+    pub fn start(path: &Path, (node, own): (&str, &TrustDomain), inherited: Option<&str>) -> Result<Self, SourceError> {
+        let (path, node) = (path.to_owned(), node.to_owned());
+        let mut file = DirectoryFile { path: path.clone(), node, trust_domain: own.clone(), text: String::new() };
         // Watched before it is read, so that no change falls between the two.
-        let watcher = Watcher::new(path);
+        let watcher = Watcher::new(&path);
         let empty = || SourceError::Read {
-            path: path.to_owned(),
+            path: path.clone(),
             source: io::Error::new(io::ErrorKind::UnexpectedEof, "the file is empty"),
         };
         let (first, text, wrong) = match (file.load(None).and_then(|found| found.ok_or_else(empty)), inherited) {
@@ -117,6 +130,7 @@ impl Drop for Source {
 
 struct DirectoryFile {
     path: PathBuf,
+    node: String,
     trust_domain: TrustDomain,
     /// As last read, so that nothing is judged twice.
     text: String,
@@ -144,6 +158,10 @@ impl DirectoryFile {
         if *directory.trust_domain() != self.trust_domain {
             let (found, wanted) = (directory.trust_domain().clone(), self.trust_domain.clone());
             return Err(SourceError::TrustDomain { path: path(), found, wanted });
+        }
+        if let Some(pod) = directory.pods().find(|pod| pod.node == self.node && !directory.is_own(pod)) {
+            let (uid, found) = (pod.uid.clone(), pod.identity.trust_domain().clone());
+            return Err(SourceError::Foreign { path: path(), uid, found });
         }
         Ok(directory)
     }

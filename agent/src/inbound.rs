@@ -103,6 +103,12 @@ impl Secured<'_> {
                 info!(pod = %self.pod.uid(), peer = %self.from, %distrust, "ended an idle tunnel");
                 None
             }
+            denial = self.plane.turned_away(self.pod.uid(), &ends.peer) => {
+                info!(pod = %self.pod.uid(), peer = %self.from, %denial, "ended an idle tunnel");
+                // A dialler that was refused may not have read so yet.
+                tunnel.channel.end_in_order();
+                None
+            }
             request = tunnel.next_open(&self.plane.drain, outdated) => request,
         };
         request.filter(|_| entry.opening())
@@ -140,7 +146,7 @@ impl Secured<'_> {
             Ok(ready) => ready,
             Err(failure) => return refuse(tunnel, failure, record),
         };
-        record.permitted(permit.policy(), permit.revision());
+        record.permitted(permit.policy().clone(), permit.revision());
         // Relay, under a permit that is judged again with every change.
         let (socket, announcement) = dial.into_parts();
         let permitted = |directory: &Directory| self.permits(directory, peer, &bound);
@@ -181,7 +187,7 @@ impl Secured<'_> {
     }
 
     fn judge(&self, directory: &Directory, peer: &VerifiedPeer, request: &Request) -> Result<(Bound, Permit), Failure> {
-        let permit = authorize_inbound(directory, self.pod.uid(), peer)?;
+        let permit = authorize_inbound(directory, self.pod.uid(), peer, request.destination.port())?;
         let receiver = directory.by_uid(self.pod.uid()).ok_or_else(Failure::pod_gone)?;
         let bound = bind_open(directory, receiver, peer.uid(), self.from, &request.open())?;
         Ok((bound, permit))
@@ -190,8 +196,9 @@ impl Secured<'_> {
     /// Whether a connection that is under way may go on.
     fn permits(&self, directory: &Directory, peer: &VerifiedPeer, bound: &Bound) -> bool {
         let owner = |ip| directory.by_address(ip).map(|pod| &pod.uid);
-        authorize_inbound(directory, self.pod.uid(), peer).is_ok()
-            && owner(bound.destination().ip()) == Some(self.pod.uid())
+        let destination = bound.destination();
+        authorize_inbound(directory, self.pod.uid(), peer, destination.port()).is_ok()
+            && owner(destination.ip()) == Some(self.pod.uid())
             && owner(self.from.ip()).is_none_or(|uid| Some(uid) == peer.uid())
     }
 
@@ -200,6 +207,7 @@ impl Secured<'_> {
         let directory = self.plane.directory();
         let peer = tunnel.channel.peer();
         record.source = Party::at(request.client);
+        record.source.identified(peer.identity());
         if let Some(uid) = peer.uid() {
             record.source.certified(peer.identity(), uid);
             if let Some(pod) = directory.by_uid(uid) {

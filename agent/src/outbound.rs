@@ -3,6 +3,7 @@
 //! A service has several endpoints: one that cannot be reached, or says that it has delivered nothing, is followed by the
 //! next.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -160,7 +161,7 @@ impl Flow<'_> {
         let ((source, way), revision) = self.outbound.plane.judge(judge, lagging).await?;
         record.source = Party::of_pod(&source, self.client);
         way.describe(&source, record);
-        record.permitted(way.policy(), revision);
+        record.permitted(way.policy().clone(), revision);
         let at = way.destination();
         Ok((way, at))
     }
@@ -191,7 +192,7 @@ impl Way {
         }
     }
 
-    fn policy(&self) -> &'static str {
+    fn policy(&self) -> &Cow<'static, str> {
         match self {
             Self::Mesh(_, permit) => permit.policy(),
             Self::Plain(permit) => permit.policy(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use agent_core::directory::{Directory, Pod};
 use agent_core::identity::PodUid;
+use agent_core::policy::{Denial, VerifiedPeer, turned_away};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -92,6 +93,22 @@ impl Plane {
             if changed.is_err() {
                 // The writers end with the agent.
                 return pending().await;
+            }
+        }
+    }
+
+    /// Resolves when a newer directory's policies let the peer into none of our pod's ports. Without a newer one it is told so
+    /// when it asks.
+    pub async fn turned_away(&self, pod: &PodUid, peer: &VerifiedPeer) -> Denial {
+        let mut directory = self.directory.clone();
+        directory.mark_unchanged();
+        loop {
+            if directory.changed().await.is_err() {
+                return pending().await;
+            }
+            let known = Arc::clone(&directory.borrow_and_update());
+            if let Some(denial) = turned_away(&known, pod, peer) {
+                return denial;
             }
         }
     }

@@ -1,5 +1,6 @@
 //! One record per connection.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -101,7 +102,7 @@ pub(crate) struct Line {
     certificate: Option<Certificates>,
     tunnel: Option<TunnelUse>,
     directory_revision: Option<u64>,
-    policy: Option<&'static str>,
+    policy: Option<Cow<'static, str>>,
     close: &'static str,
     blame: &'static str,
     detail: Option<String>,
@@ -128,7 +129,7 @@ pub struct Record {
     plain: Option<&'static str>,
     certificate: Option<Certificates>,
     tunnel: Option<TunnelUse>,
-    permit: Option<(&'static str, u64)>,
+    permit: Option<(Cow<'static, str>, u64)>,
     /// Another tunnel has it.
     forgone: bool,
     end: (Close, Blame, Option<String>),
@@ -186,10 +187,15 @@ impl Party {
         self.pod = Some(format!("{}/{}", pod.namespace, pod.name));
     }
 
-    /// What its certificate says.
+    /// What its certificate says of a pod.
     pub fn certified(&mut self, identity: &SpiffeId, uid: &PodUid) {
-        self.identity = Some(identity.to_string());
+        self.identified(identity);
         self.uid = Some(uid.to_string());
+    }
+
+    /// What its certificate says of who may be no pod.
+    pub fn identified(&mut self, identity: &SpiffeId) {
+        self.identity = Some(identity.to_string());
     }
 }
 
@@ -227,7 +233,7 @@ impl Record {
     }
 
     /// Under which policy, and which revision of the directory, it was allowed.
-    pub fn permitted(&mut self, policy: &'static str, revision: u64) {
+    pub fn permitted(&mut self, policy: Cow<'static, str>, revision: u64) {
         self.permit = Some((policy, revision));
     }
 
@@ -260,6 +266,7 @@ impl Drop for Record {
             return;
         }
         let (close, blame, detail) = (self.end.0, self.end.1, self.end.2.take());
+        let (policy, revision) = self.permit.take().unzip();
         let line = Line {
             time: now(),
             id: self.id.to_string(),
@@ -275,8 +282,8 @@ impl Drop for Record {
             plain: self.plain,
             certificate: self.certificate.take(),
             tunnel: self.tunnel,
-            directory_revision: self.permit.map(|(_, revision)| revision),
-            policy: self.permit.map(|(policy, _)| policy),
+            directory_revision: revision,
+            policy,
             close: close.label(),
             blame: blame.label(),
             detail,

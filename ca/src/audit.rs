@@ -16,6 +16,10 @@ pub(crate) fn changed(before: &State, after: &State) {
     for entry in missing(old, new) {
         info!(target: "audit", what = %entry.what, "denied no more");
     }
+    for grant in after.grants().iter().filter(|grant| !before.grants().contains(grant)) {
+        let crate::outside::Grant { identity, serial, key, by, not_after } = grant;
+        info!(target: "audit", serial, key, identity, by, not_after, "issued to a client that is no pod");
+    }
     for (node, why) in after.quarantined() {
         if !before.quarantined().contains_key(node) {
             info!(target: "audit", node, reason = why.reason, by = why.by, "in quarantine");

@@ -56,6 +56,8 @@ pub(crate) enum Subject<'a> {
     Pod(&'a SpiffeId, &'a PodUid),
     /// An agent's connections to this service: its node, and the node's key that attested.
     Agent(&'a str, &'a KeyHash),
+    /// A client that is no pod: nothing but the name.
+    Outside(&'a SpiffeId),
     /// This service.
     Server,
 }
@@ -123,6 +125,7 @@ impl Authority {
                 params.distinguished_name.push(DnType::CommonName, crate::token::to_hex(*node_key));
                 format!("spiffe://{}/node/{node}/agent", self.trust_domain)
             }
+            Subject::Outside(identity) => identity.to_string(),
             Subject::Server => format!("spiffe://{}/ca/server", self.trust_domain),
         };
         params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(name).map_err(crypto)?)];
@@ -133,7 +136,7 @@ impl Authority {
         // Who joins knows only the old root's key until that one is gone: the server's own chain leads there.
         let by = match subject {
             Subject::Server => &self.current,
-            Subject::Pod(..) | Subject::Agent(..) => self.issuing(),
+            Subject::Pod(..) | Subject::Agent(..) | Subject::Outside(_) => self.issuing(),
         };
         let serial = serial()?;
         params.serial_number = Some(serial.clone());

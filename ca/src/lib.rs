@@ -15,6 +15,7 @@
 //! | [`federation`] | other clusters: their bundles, and ours for them |
 //! | `agents`, `watching` | what the agents are told, and what they answered |
 //! | [`operate`] | what `mantle ca …` asks for, whether the CA runs or not |
+//! | [`outside`] | certificates for clients that are no pods |
 //! | `rotation`, [`rotating`] | root rotation: what follows what, and the steps |
 //! | [`token`] | join tokens |
 //! | `service`, `server` | the four calls, and TLS below them |
@@ -40,6 +41,7 @@ pub mod federation;
 mod keys;
 mod limits;
 pub mod operate;
+pub mod outside;
 mod peer;
 mod places;
 pub mod rotating;

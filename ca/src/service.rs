@@ -138,6 +138,11 @@ impl Service {
         let unknown = || refused(Reason::PodUnknown, "the CA's directory has no such pod");
         let uid = item.pod_uid.parse().map_err(|_| unknown())?;
         let pod = directory.by_uid(&uid).ok_or_else(unknown)?;
+        if !directory.is_own(pod) {
+            let words =
+                format!("the pod is of trust domain {}, whose own CA signs for it", pod.identity.trust_domain());
+            return Err(refused(Reason::OtherTrustDomain, words));
+        }
         if pod.node != agent.node {
             let words = format!("the CA's directory has the pod on node {}", pod.node);
             return Err(refused(Reason::NotOnNode, words));
@@ -303,6 +308,8 @@ pods:
   - {uid: uid-twin, name: twin, namespace: shop, service_account: web-sa, node: node-a, addresses: [10.0.0.2]}
   - {uid: uid-db, name: db, namespace: shop, service_account: db-sa, node: node-a, addresses: [10.0.0.3]}
   - {uid: uid-far, name: far, namespace: shop, service_account: web-sa, node: node-b, addresses: [10.0.0.4]}
+  - {uid: uid-other, name: web, namespace: shop, service_account: web-sa, trust_domain: b.example, node: node-c,
+     addresses: [10.0.0.5]}
 ";
     const ALL: Granted = Granted { items: MOST_ITEMS, wait: Duration::ZERO };
 
@@ -327,7 +334,7 @@ pods:
             attesting: Pool::new(),
             closing: watch::channel(false).1,
         };
-        for node in ["node-a", "node-b"] {
+        for node in ["node-a", "node-b", "node-c"] {
             let token = JoinToken::generate(node, [0; 32]);
             let admitted = service.follower.storage().change(|state| {
                 state.add_token(&token, Duration::from_secs(60));
@@ -399,6 +406,16 @@ pods:
         let items = [item("uid-web", &csr()), item("uid-web", b"?"), item("uid-gone", &csr()), item("uid-db", &csr())];
         let expect = vec![None, Some(Reason::BadCsr), Some(Reason::PodUnknown), None];
         assert_eq!(sign(&service, "node-a", &items), expect);
+    }
+
+    #[test]
+    fn nothing_is_signed_for_another_clusters_pod() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let asked_by = |node: &str| sign(&service, node, &[item("uid-other", &csr())]);
+        let other = Some(Reason::OtherTrustDomain);
+        assert_eq!(asked_by("node-c"), [other], "not even for a node of ours with that name");
+        assert_eq!(asked_by("node-a"), [other]);
     }
 
     #[test]

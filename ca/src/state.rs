@@ -3,15 +3,20 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use agent_core::identity::SpiffeId;
 use serde::{Deserialize, Serialize};
 
 use crate::deny::{self, Denied};
 use crate::federation::relations::Relations;
+use crate::outside::Grant;
 use crate::rotation::{Order, Phase, Roots, Rotation};
 use crate::token::{JoinToken, KeyHash, from_hex, to_hex};
 
 /// Tokens that ended are forgotten after this; until then their use is refused with the right reason.
 const KEEP_SPENT: u64 = 24 * 60 * 60;
+
+/// More clients that are no pods want a CA that they can ask themselves.
+const MOST_OUTSIDE: usize = 10_000;
 
 /// What has one writer.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -23,6 +28,9 @@ pub(crate) struct State {
     /// Nodes that get no certificates.
     #[serde(default)]
     quarantined: BTreeMap<String, Quarantine>,
+    /// Certificates of clients that are no pods, until they end.
+    #[serde(default)]
+    outside: Vec<Grant>,
     #[serde(default)]
     roots: Roots,
     /// Of Watch: counts up with every change of `published`.
@@ -188,6 +196,35 @@ impl State {
     /// The nodes that get no certificates, and why.
     pub(crate) fn quarantined(&self) -> &BTreeMap<String, Quarantine> {
         &self.quarantined
+    }
+
+    /// What clients that are no pods were given and may have in use.
+    pub(crate) fn grants(&self) -> &[Grant] {
+        &self.outside
+    }
+
+    /// Notes a certificate for a client that is no pod. Or says why it gets none: it is denied, or the key is another's.
+    pub(crate) fn grant(&mut self, grant: Grant, identity: &SpiffeId) -> Result<(), String> {
+        let denied = |entry: &&deny::Entry| match &entry.what {
+            Denied::Identity(denied) => *denied == grant.identity,
+            Denied::Key(key) => *key == grant.key,
+            Denied::TrustDomain(domain) => *domain == identity.trust_domain().as_str(),
+            Denied::Pod(_) | Denied::Node(_) | Denied::Serial { .. } => false,
+        };
+        if let Some(entry) = self.published.deny.iter().find(denied) {
+            return Err(format!("{} is denied: {}", entry.what, entry.reason));
+        }
+        let now = now();
+        self.outside.retain(|known| known.not_after > now);
+        let same = |known: &&Grant| known.key == grant.key && known.identity != grant.identity;
+        if let Some(other) = self.outside.iter().find(same) {
+            return Err(format!("{} has a certificate for this key: make a new one", other.identity));
+        }
+        if self.outside.len() >= MOST_OUTSIDE {
+            return Err(format!("{MOST_OUTSIDE} certificates of clients are in use: there is no room for more"));
+        }
+        self.outside.push(grant);
+        Ok(())
     }
 
     /// Which roots there are.

@@ -47,6 +47,8 @@ pub struct Entry {
     pub name: String,
     /// With the namespace its identity.
     pub service_account: String,
+    /// Another cluster's, if it is not the own one.
+    pub trust_domain: Option<String>,
     /// The node that it is on.
     pub node: String,
     /// The file of its network namespace.
@@ -87,6 +89,8 @@ pub struct Directory {
     pub entries: Vec<Entry>,
     /// The services, in the order of the file.
     pub services: Vec<Service>,
+    /// The policies, each as the file has it, in braces.
+    pub policies: Vec<String>,
 }
 
 impl Reader {
@@ -107,6 +111,7 @@ impl Entry {
             uid: pod.uid.clone(),
             name: pod.name.clone(),
             service_account: pod.name.clone(),
+            trust_domain: None,
             node: pod.side.node_name().to_owned(),
             netns: pod.namespace.path(),
             addresses: vec![pod.address.into()],
@@ -137,6 +142,9 @@ impl Entry {
              plaintext_ports: {plaintext_ports:?}\n    fail: {fail}\n    serving: {serving}\n"
         );
         written.must("text can always be appended");
+        if let Some(domain) = &self.trust_domain {
+            writeln!(text, "    trust_domain: {domain}").must("text can always be appended");
+        }
     }
 }
 
@@ -189,7 +197,8 @@ impl Service {
 impl Directory {
     /// A directory without pods, published.
     pub(crate) fn new(folder: &Path) -> Self {
-        let mut directory = Self { folder: folder.to_owned(), revision: 0, entries: Vec::new(), services: Vec::new() };
+        let (entries, services, policies) = (Vec::new(), Vec::new(), Vec::new());
+        let mut directory = Self { folder: folder.to_owned(), revision: 0, entries, services, policies };
         directory.publish();
         directory
     }
@@ -242,7 +251,7 @@ impl Directory {
             let known = |entry: &&Entry| entry.certified || reader != Reader::Ca;
             let mut entries = self.entries.iter().filter(known).cloned().collect();
             change(reader, &mut entries);
-            self.write_text(reader, &text(self.revision, &entries, &self.services));
+            self.write_text(reader, &self.text(&entries));
         }
         self.revision
     }
@@ -254,17 +263,22 @@ impl Directory {
         fs::write(&fresh, text).must(fresh.display());
         fs::rename(&fresh, &path).must(path.display());
     }
-}
 
-fn text(revision: u64, entries: &[Entry], services: &[Service]) -> String {
-    let mut text = format!("revision: {revision}\ntrust_domain: {}\n", crate::TRUST_DOMAIN);
-    text.push_str(if entries.is_empty() { "pods: []\n" } else { "pods:\n" });
-    for entry in entries {
-        entry.write(&mut text);
+    fn text(&self, entries: &[Entry]) -> String {
+        let Self { revision, services, policies, .. } = self;
+        let mut text = format!("revision: {revision}\ntrust_domain: {}\n", crate::TRUST_DOMAIN);
+        text.push_str(if entries.is_empty() { "pods: []\n" } else { "pods:\n" });
+        for entry in entries {
+            entry.write(&mut text);
+        }
+        text.push_str(if services.is_empty() { "services: []\n" } else { "services:\n" });
+        for service in services {
+            service.write(&mut text, entries);
+        }
+        text.push_str(if policies.is_empty() { "policies: []\n" } else { "policies:\n" });
+        for policy in policies {
+            writeln!(text, "  - {policy}").must("text can always be appended");
+        }
+        text
     }
-    text.push_str(if services.is_empty() { "services: []\n" } else { "services:\n" });
-    for service in services {
-        service.write(&mut text, entries);
-    }
-    text
 }

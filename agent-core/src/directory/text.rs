@@ -1,6 +1,6 @@
 //! The directory as its author writes it: YAML, checked whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -9,6 +9,7 @@ use crate::document::{Node, Place, Problems, Section, interpret};
 use crate::identity::{PodUid, SpiffeId, TrustDomain};
 
 mod plaintext_ports;
+mod policies;
 mod services;
 
 pub use plaintext_ports::MOST as MOST_PLAINTEXT_PORTS;
@@ -27,6 +28,7 @@ fn directory(root: &Node, problems: &mut Problems) -> Option<Directory> {
     let trust_domain = section.required("trust_domain", problems);
     let pods = section.required("pods", problems);
     let services = section.optional("services");
+    let policies = section.optional("policies");
     section.end(problems);
     let revision = revision.and_then(|node| node.number("`revision`", problems));
     let trust_domain: Option<TrustDomain> =
@@ -35,12 +37,15 @@ fn directory(root: &Node, problems: &mut Problems) -> Option<Directory> {
     let known = trust_domain.as_ref();
     let pods: Vec<Option<Pod>> = nodes.iter().map(|node| pod(node, known, problems)).collect();
     check_unique(nodes, &pods, problems);
+    check_nodes(nodes, &pods, known, problems);
     let services = match services {
         Some(node) => services::read(node, &pods, problems),
         None => Some(Vec::new()),
     };
+    let policies = policies.map_or(Some(Vec::new()), |node| policies::read(node, known, problems));
     let pods: Option<Vec<Pod>> = pods.into_iter().collect();
-    Some(Directory::new(revision?, trust_domain?, pods?).with_services(services?))
+    let directory = Directory::new(revision?, trust_domain?, pods?);
+    Some(directory.with_services(services?).with_policies(policies?))
 }
 
 fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems) -> Option<Pod> {
@@ -50,6 +55,7 @@ fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems)
     let name = section.required("name", problems);
     let namespace = section.required("namespace", problems);
     let service_account = section.required("service_account", problems);
+    let other_domain = section.optional("trust_domain");
     let on = section.required("node", problems);
     let netns = section.optional("netns");
     let addresses = section.required("addresses", problems);
@@ -75,8 +81,10 @@ fn pod(node: &Node, trust_domain: Option<&TrustDomain>, problems: &mut Problems)
     if (mode, serving) == (Some(Mode::Released), Some(true)) {
         problems.add(place, "a released pod cannot be published: set `serving: false`");
     }
+    let other_domain = other_domain.map(|node| node.parse("`trust_domain`", str::parse::<TrustDomain>, problems));
+    let other_domain = other_domain.map_or(Some(None), |domain| domain.map(Some))?;
     let (namespace, service_account) = (namespace?, service_account?);
-    let identity = SpiffeId::of_service_account(trust_domain?, &namespace, &service_account);
+    let identity = SpiffeId::of_service_account(other_domain.as_ref().or(trust_domain)?, &namespace, &service_account);
     let identity = identity.map_err(|error| problems.add(place, format!("its identity: {error}"))).ok()?;
     Some(Pod {
         uid: uid?,
@@ -130,6 +138,22 @@ fn check_unique(nodes: &[Node], pods: &[Option<Pod>], problems: &mut Problems) {
     for (node, pod) in nodes.iter().zip(pods).filter_map(|(node, pod)| Some((node, pod.as_ref()?))) {
         if let Some(first) = seen.insert(&pod.uid, node.place) {
             problems.add(node.place, format!("pod {} is listed twice, first at line {first}", pod.uid));
+        }
+    }
+}
+
+/// A node is of one cluster. Its name stands for it in the deny-list, too.
+fn check_nodes(nodes: &[Node], pods: &[Option<Pod>], own: Option<&TrustDomain>, problems: &mut Problems) {
+    let is_own = |pod: &Pod| Some(pod.identity.trust_domain()) == own;
+    let own_nodes: HashSet<&str> = pods.iter().flatten().filter(|pod| is_own(pod)).map(|pod| &*pod.node).collect();
+    for (node, pod) in nodes.iter().zip(pods).filter_map(|(node, pod)| Some((node, pod.as_ref()?))) {
+        if own.is_some() && !is_own(pod) && own_nodes.contains(&*pod.node) {
+            let domain = pod.identity.trust_domain();
+            let text = format!(
+                "node {} has pods of the own trust domain, this one is of {domain}: give its node a name of its own here",
+                pod.node
+            );
+            problems.add(node.place, text);
         }
     }
 }

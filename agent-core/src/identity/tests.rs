@@ -26,6 +26,23 @@ fn an_id_knows_its_trust_domain() {
 }
 
 #[test]
+fn a_pod_and_who_is_none_cannot_have_the_same_identity() {
+    let domain = "demo.mantle".parse().unwrap();
+    let pod = SpiffeId::of_service_account(&domain, "outside", "robot").unwrap();
+    assert_eq!((pod.service_account(), pod.is_outside()), (Some(("outside", "robot")), false));
+    let outside = SpiffeId::of_outside(&domain, "robot-7.site-b").unwrap();
+    assert_eq!(outside.as_str(), "spiffe://demo.mantle/outside/robot-7.site-b");
+    assert_eq!((outside.service_account(), outside.is_outside()), (None, true));
+    for name in ["a/b", "", "..", "a b"] {
+        assert_eq!(SpiffeId::of_outside(&domain, name), Err(IdentityError::Path), "{name}");
+    }
+    for text in ["ca/server", "node/n/agent", "outside", "outside/a/b", "ns/a/sa", "ns/a/sa/b/sa/c", "x/ns/a/sa/b"] {
+        let id: SpiffeId = format!("spiffe://demo.mantle/{text}").parse().unwrap();
+        assert_eq!((id.service_account(), id.is_outside()), (None, false), "{text}");
+    }
+}
+
+#[test]
 fn anything_but_a_canonical_id_is_refused() {
     use IdentityError::{Path, Scheme, TrustDomain};
     let table = [

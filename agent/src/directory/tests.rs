@@ -13,7 +13,7 @@ async fn changes_are_taken_up_and_mistakes_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("directory.yaml");
     std::fs::write(&path, ONE).unwrap();
-    let source = Source::start(&path, &trust_domain(), None).unwrap();
+    let source = Source::start(&path, ("node-b", &trust_domain()), None).unwrap();
     let (mut directory, mut problem) = (source.directory(), source.problem());
     assert_eq!(directory.borrow_and_update().revision(), 1);
 
@@ -40,7 +40,19 @@ async fn another_trust_domains_directory_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("directory.yaml");
     std::fs::write(&path, ONE.replace("demo.mantle", "other.mantle")).unwrap();
-    assert!(matches!(Source::start(&path, &trust_domain(), None), Err(SourceError::TrustDomain { .. })));
+    assert!(matches!(Source::start(&path, ("node-b", &trust_domain()), None), Err(SourceError::TrustDomain { .. })));
+}
+
+#[tokio::test]
+async fn another_clusters_pod_is_not_on_this_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("directory.yaml");
+    let pod = "{uid: far, name: far, namespace: shop, service_account: far, trust_domain: b.example, node: node-b, \
+               addresses: [10.88.0.1]}";
+    std::fs::write(&path, ONE.replace("[]", &format!("[{pod}]"))).unwrap();
+    let start = |node| Source::start(&path, (node, &trust_domain()), None).map(|source| source.directory());
+    assert!(matches!(start("node-b"), Err(SourceError::Foreign { .. })));
+    assert!(start("node-a").is_ok());
 }
 
 #[test]

@@ -137,14 +137,14 @@ impl Signer for Calls {
 
 fn answer_of(result: SignResult) -> Answer {
     use ca::wire::Reason::{
-        BadCsr, Denied, Internal, KeyReused, NotOnNode, PodUnknown, Quarantined, Rate, Unspecified,
+        BadCsr, Denied, Internal, KeyReused, NotOnNode, OtherTrustDomain, PodUnknown, Quarantined, Rate, Unspecified,
     };
     match result.result {
         Some(sign_result::Result::Issued(issued)) => {
             Answer::Issued(issued.chain.into_iter().map(CertificateDer::from).collect())
         }
         Some(sign_result::Result::Refused(refused)) => match refused.reason() {
-            NotOnNode | Quarantined | Denied => Answer::Denied(refused.detail),
+            NotOnNode | OtherTrustDomain | Quarantined | Denied => Answer::Denied(refused.detail),
             PodUnknown | BadCsr | KeyReused | Rate | Internal | Unspecified => {
                 let millis = Some(refused.retry_after_ms).filter(|millis| *millis > 0);
                 Answer::Refused(refused.detail, millis.map(|millis| Duration::from_millis(millis.into())))

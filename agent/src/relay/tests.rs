@@ -44,7 +44,7 @@ fn directory() -> Directory {
 
 /// A permit for what the channel's peer asks of `uid-web`.
 fn permit(channel: &Channel) -> Permit {
-    authorize_inbound(&directory(), &"uid-web".parse().unwrap(), channel.peer()).unwrap()
+    authorize_inbound(&directory(), &"uid-web".parse().unwrap(), channel.peer(), 80).unwrap()
 }
 
 /// A permit for `uid-client` to speak in the clear with an endpoint beside `uid-web`.

@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use super::super::{Effect, Peers, Receivers};
 use super::*;
 use proptest::prelude::*;
 
@@ -42,6 +43,123 @@ fn a_released_pod_is_not_published() {
     check(&with(&released), &["line 4:5: a released pod cannot be published: set `serving: false`"]);
     let withdrawn = parse(&with(&released.replace("serving: true", "serving: false"))).unwrap();
     assert!(withdrawn.pods().all(|pod| pod.mode == Mode::Released && !pod.serving));
+}
+
+/// A pod of another cluster, from line 13 on.
+const FOREIGN: &str = "  - uid: far
+    name: far
+    namespace: shop
+    service_account: web
+    trust_domain: b.example
+    node: b-node
+    addresses: [10.88.2.10]
+";
+
+#[test]
+fn another_clusters_pod_has_an_identity_of_that_cluster_and_no_node_of_ours() {
+    let directory = parse(&with(&format!("{POD}{FOREIGN}"))).unwrap();
+    let [own, far] = ["10.77.2.10", "10.88.2.10"].map(|ip| directory.by_address(ip.parse().unwrap()).unwrap());
+    assert_eq!(far.identity.as_str(), "spiffe://b.example/ns/shop/sa/web");
+    assert!(directory.is_own(own) && !directory.is_own(far));
+    assert_eq!(directory.pods_on("b-node").count(), 0, "it runs on no node of this cluster");
+    assert_eq!(directory.pods_on("node-b").count(), 1);
+    let spelled_out = FOREIGN.replace("b.example", "demo.mantle");
+    assert_eq!(parse(&with(&format!("{POD}{spelled_out}"))).unwrap().pods_on("b-node").count(), 1);
+}
+
+#[test]
+fn a_node_is_of_one_cluster() {
+    let shared = FOREIGN.replace("b-node", "node-b");
+    check(
+        &with(&format!("{POD}{shared}")),
+        &[
+            "line 13:5: node node-b has pods of the own trust domain, this one is of b.example: give its node a name of \
+         its own here",
+        ],
+    );
+    let two = format!("{FOREIGN}{}", FOREIGN.replace("uid: far", "uid: far2").replace("2.10", "2.11"));
+    assert!(parse(&with(&format!("{POD}{two}"))).is_ok());
+    check(
+        &with(&format!("{POD}{}", FOREIGN.replace("b.example", "B.example"))),
+        &["line 17:19: `trust_domain`: the trust domain is empty or has a character outside [a-z0-9._-] (found \
+         `B.example`)"],
+    );
+}
+
+/// Policies from line 14 on.
+fn with_policies(policies: &str) -> String {
+    format!("{}policies:{policies}", with(POD))
+}
+
+#[test]
+fn policies_are_read() {
+    let text = "
+  - name: partner
+    to: {namespace: shop, service_account: web}
+    ports: [80, 443]
+    allow:
+      - {trust_domain: b.example}
+      - {trust_domain: b.example, namespace: bank}
+      - {trust_domain: b.example, namespace: bank, service_account: teller}
+      - {identity: 'spiffe://demo.mantle/outside/robot-7'}
+  - {name: no-batch, to: {}, deny: [{namespace: batch}]}
+";
+    let directory = parse(&with_policies(text)).unwrap();
+    let [partner, batch] = directory.policies() else { unreachable!("{directory:?}") };
+    let domain = |text: &str| text.parse::<TrustDomain>().unwrap();
+    assert_eq!((partner.name.as_str(), partner.effect, &*partner.ports), ("partner", Effect::Allow, &[80, 443][..]));
+    assert_eq!(partner.to, Receivers { namespace: Some("shop".into()), service_account: Some("web".into()) });
+    let bank = || "bank".to_owned();
+    let expect = [
+        Peers::TrustDomain(domain("b.example")),
+        Peers::Namespace(domain("b.example"), bank()),
+        Peers::ServiceAccount(domain("b.example"), bank(), "teller".into()),
+        Peers::Identity("spiffe://demo.mantle/outside/robot-7".parse().unwrap()),
+    ];
+    assert_eq!(partner.peers, expect);
+    assert_eq!((batch.effect, &batch.to, batch.ports.len()), (Effect::Deny, &Receivers::default(), 0));
+    assert_eq!(batch.peers, [Peers::Namespace(domain("demo.mantle"), "batch".into())], "the own, if nothing is said");
+    assert!(parse(&with(POD)).unwrap().policies().is_empty());
+}
+
+#[test]
+fn a_policy_that_could_mean_more_than_was_meant_is_a_mistake() {
+    let line = |policy: &str| with_policies(&format!("\n  - {policy}\n"));
+    let name = "must not be `mesh` or `plain`, which records have where no policy was needed";
+    check(
+        &line("{name: mesh, to: {}, allow: [{namespace: a}]}"),
+        &[&format!("line 15:12: `name`: {name} (found `mesh`)")],
+    );
+    check(&line("{name: p, allow: [{namespace: a}]}"), &["line 15:5: `to` is missing"]);
+    check(&line("{name: p, to: {}}"), &["line 15:5: a policy has either `allow` or `deny`"]);
+    check(
+        &line("{name: p, to: {}, allow: [{namespace: a}], deny: [{namespace: a}]}"),
+        &["line 15:5: a policy has either `allow` or `deny`"],
+    );
+    check(&line("{name: p, to: {}, allow: []}"), &["line 15:30: `allow` must name somebody"]);
+    check(
+        &line("{name: p, to: {}, deny: [{}]}"),
+        &["line 15:30: a peer needs `trust_domain`, `namespace` or `identity`"],
+    );
+    let needs = "`service_account` needs its `namespace`";
+    check(
+        &line("{name: p, to: {service_account: a}, deny: [{service_account: a}]}"),
+        &[&format!("line 15:19: {needs}"), &format!("line 15:48: {needs}")],
+    );
+    check(
+        &line("{name: p, to: {}, deny: [{identity: 'spiffe://a/b', namespace: c}]}"),
+        &["line 15:30: `identity` is a whole SPIFFE ID: nothing else goes with it"],
+    );
+    check(
+        &line("{name: p, to: {}, ports: [], deny: [{namespace: a}]}"),
+        &["line 15:30: `ports` must have at least one port; without `ports` it is about all of them"],
+    );
+    check(
+        &line("{name: p, to: {}, ports: [0], deny: [{namespace: a}]}"),
+        &["line 15:31: a port: must be a port, 1 to 65535 (found `0`)"],
+    );
+    let twice = "{name: p, to: {}, deny: [{namespace: a}]}\n  - {name: p, to: {}, deny: [{namespace: b}]}";
+    check(&line(twice), &["line 16:5: policy p is listed twice, first at line 15:5"]);
 }
 
 #[test]
