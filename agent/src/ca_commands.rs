@@ -126,12 +126,12 @@ fn read_config(path: &Path) -> Result<ca::config::Config, AppError> {
 }
 
 /// One line for who ran the command.
-fn print(line: &dyn fmt::Display) -> Result<(), AppError> {
+pub(crate) fn print(line: &dyn fmt::Display) -> Result<(), AppError> {
     writeln!(std::io::stdout(), "{line}").map_err(system("cannot print"))
 }
 
 /// A moment as people and programs read it (RFC 3339).
-fn moment(seconds: u64) -> String {
+pub(crate) fn moment(seconds: u64) -> String {
     let format = &time::format_description::well_known::Rfc3339;
     let time = i64::try_from(seconds).ok().and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
     time.and_then(|time| time.format(format).ok()).unwrap_or_default()

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent::{app, ca_commands};
+use agent::{app, ca_commands, certs_command};
 use clap::{Args, Parser, Subcommand};
 
 /// Mutual TLS for every pod: no sidecar, no iptables, no change to the application.
@@ -20,6 +20,8 @@ enum Part {
     Agent(Agent),
     /// Run the certificate authority, or operate it: join tokens, nodes, the deny-list.
     Ca(ca_commands::Ca),
+    /// List the certificates of this node's pods, as its agent has them: until when, what comes next, what is wrong.
+    Certs(certs_command::Certs),
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Part::Agent(Agent { action: Some(AgentAction::Cleanup { config }), .. }) => app::clean_up(&config),
         Part::Agent(Agent { config, take_over, .. }) => app::run_agent(&config.unwrap_or_default(), take_over),
         Part::Ca(ca) => ca_commands::run(ca),
+        Part::Certs(certs) => certs_command::run(&certs),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -103,6 +103,12 @@ impl Ca {
         self.process.as_ref().must("the CA does not run").said()
     }
 
+    /// Its process's id.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().must("the CA does not run").id()
+    }
+
     #[track_caller]
     fn operate(&self, words: &[&str], what: [&str; 2], more: &[&str]) {
         let output = self.command(words).arg("--config").arg(&self.config).args(what).args(more).output();

@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use tracing::{error, info, warn};
 
 use super::Certificates;
-use super::client::Client;
+use super::client::{Client, code};
 use crate::secure::Trust;
 
 mod update;
@@ -147,7 +147,9 @@ impl Watch {
     /// Opens a stream as this node's agent.
     async fn open(&mut self, acks: ReceiverStream<WatchAck>) -> Result<Streaming<WatchUpdate>, String> {
         let mut client = self.client.session().await?;
-        let answer = client.watch(acks).await.map_err(|status| self.failed(&status))?;
+        let answer = client.watch(acks).await;
+        self.client.counts().ca_request("watch", code(answer.as_ref().err().map(Status::code)));
+        let answer = answer.map_err(|status| self.failed(&status))?;
         Ok(answer.into_inner())
     }
 

@@ -31,6 +31,7 @@ mod load;
 mod loops;
 mod lost_records;
 mod non_mesh;
+mod operator;
 mod other_hooks;
 mod out_of_reach;
 mod peer_addresses;

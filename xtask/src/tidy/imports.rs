@@ -16,22 +16,25 @@ const CRATES: [(&str, &str, &[&str]); 8] = [
 ];
 
 /// The agent's modules, and which of them each may import. A stage may import only the stage whose output it consumes.
-const MODULES: [(&str, &[&str]); 20] = [
+const MODULES: [(&str, &[&str]); 23] = [
     ("lib", &[]),
     ("main", &[]),
     ("ca_commands", &["app", "config"]),
+    ("certs_command", &["admin", "app", "ca_commands"]),
     ("report", &[]),
+    ("counts", &["report"]),
     ("drain", &[]),
     ("secure", &[]),
     ("directory", &[]),
     ("relay", &["drain", "secure"]),
     ("capture", &["drain"]),
-    ("identity", &["secure"]),
+    ("identity", &["counts", "secure"]),
     ("handover", &["identity"]),
+    ("admin", &["counts", "directory", "handover", "identity", "secure"]),
     ("legacy", &["capture", "directory"]),
     ("config", &["capture", "directory", "drain", "identity", "legacy", "relay", "report", "secure"]),
     ("failure", &["capture", "relay", "report", "secure"]),
-    ("plane", &["config", "drain", "identity", "relay", "report", "secure"]),
+    ("plane", &["config", "counts", "drain", "identity", "relay", "report", "secure"]),
     ("outbound", &["capture", "failure", "plane", "relay", "report", "secure"]),
     ("inbound", &["capture", "failure", "plane", "relay", "report", "secure"]),
     ("worker", &["capture", "inbound", "outbound", "plane"]),
@@ -39,8 +42,10 @@ const MODULES: [(&str, &[&str]); 20] = [
     (
         "app",
         &[
+            "admin",
             "capture",
             "config",
+            "counts",
             "directory",
             "drain",
             "enrolment",
