@@ -244,7 +244,7 @@ mod tests {
 
     fn ack(sequence: u64, tunnels: u32) -> WatchAck {
         let used = AnchorUse { anchor: vec![7; 32], certificates: 1, tunnels };
-        WatchAck { sequence, rejected: String::new(), anchors: vec![used] }
+        WatchAck { sequence, anchors: vec![used], ..WatchAck::default() }
     }
 
     #[test]
