@@ -4,6 +4,7 @@ pub mod app;
 pub mod ca_commands;
 pub mod capture;
 pub mod config;
+pub mod connect;
 pub mod directory;
 pub mod drain;
 pub mod enrolment;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent::{app, ca_commands};
+use agent::{app, ca_commands, connect};
 use clap::{Args, Parser, Subcommand};
 
 /// Mutual TLS for every pod: no sidecar, no iptables, no change to the application.
@@ -20,6 +20,8 @@ enum Part {
     Agent(Agent),
     /// Run the certificate authority, or operate it: join tokens, nodes, the deny-list.
     Ca(ca_commands::Ca),
+    /// Reach a pod from a machine that is no pod, with a certificate of `mantle ca issue`: standard input and output go there.
+    Connect(connect::Connect),
 }
 
 #[derive(Debug, Args)]
@@ -46,10 +48,15 @@ enum AgentAction {
 }
 
 fn main() -> ExitCode {
-    let result = match Command::parse().part {
-        Part::Agent(Agent { action: Some(AgentAction::Cleanup { config }), .. }) => app::clean_up(&config),
-        Part::Agent(Agent { config, take_over, .. }) => app::run_agent(&config.unwrap_or_default(), take_over),
-        Part::Ca(ca) => ca_commands::run(ca),
+    let result: Result<(), Box<dyn std::error::Error>> = match Command::parse().part {
+        Part::Agent(Agent { action: Some(AgentAction::Cleanup { config }), .. }) => {
+            app::clean_up(&config).map_err(Into::into)
+        }
+        Part::Agent(Agent { config, take_over, .. }) => {
+            app::run_agent(&config.unwrap_or_default(), take_over).map_err(Into::into)
+        }
+        Part::Ca(ca) => ca_commands::run(ca).map_err(Into::into),
+        Part::Connect(connect) => connect::run(&connect).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -33,6 +33,7 @@ mod lost_records;
 mod non_mesh;
 mod other_hooks;
 mod out_of_reach;
+mod outside;
 mod peer_addresses;
 mod plaintext_ports;
 mod port_forward;

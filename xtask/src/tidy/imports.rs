@@ -16,10 +16,11 @@ const CRATES: [(&str, &str, &[&str]); 8] = [
 ];
 
 /// The agent's modules, and which of them each may import. A stage may import only the stage whose output it consumes.
-const MODULES: [(&str, &[&str]); 20] = [
+const MODULES: [(&str, &[&str]); 21] = [
     ("lib", &[]),
     ("main", &[]),
     ("ca_commands", &["app", "config"]),
+    ("connect", &["app", "secure"]),
     ("report", &[]),
     ("drain", &[]),
     ("secure", &[]),
