@@ -6,6 +6,7 @@ pub mod ca_commands;
 pub mod capture;
 pub mod certs_command;
 pub mod config;
+pub mod connect;
 pub mod counts;
 pub mod directory;
 pub mod drain;

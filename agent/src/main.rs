@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent::{app, ca_commands, certs_command};
+use agent::{app, ca_commands, certs_command, connect};
 use clap::{Args, Parser, Subcommand};
 
 /// Mutual TLS for every pod: no sidecar, no iptables, no change to the application.
@@ -22,6 +22,8 @@ enum Part {
     Ca(ca_commands::Ca),
     /// List the certificates of this node's pods, as its agent has them: until when, what comes next, what is wrong.
     Certs(certs_command::Certs),
+    /// Reach a pod from a machine that is no pod, with a certificate of `mantle ca issue`: standard input and output go there.
+    Connect(connect::Connect),
 }
 
 #[derive(Debug, Args)]
@@ -48,11 +50,16 @@ enum AgentAction {
 }
 
 fn main() -> ExitCode {
-    let result = match Command::parse().part {
-        Part::Agent(Agent { action: Some(AgentAction::Cleanup { config }), .. }) => app::clean_up(&config),
-        Part::Agent(Agent { config, take_over, .. }) => app::run_agent(&config.unwrap_or_default(), take_over),
-        Part::Ca(ca) => ca_commands::run(ca),
-        Part::Certs(certs) => certs_command::run(&certs),
+    let result: Result<(), Box<dyn std::error::Error>> = match Command::parse().part {
+        Part::Agent(Agent { action: Some(AgentAction::Cleanup { config }), .. }) => {
+            app::clean_up(&config).map_err(Into::into)
+        }
+        Part::Agent(Agent { config, take_over, .. }) => {
+            app::run_agent(&config.unwrap_or_default(), take_over).map_err(Into::into)
+        }
+        Part::Ca(ca) => ca_commands::run(ca).map_err(Into::into),
+        Part::Certs(certs) => certs_command::run(&certs).map_err(Into::into),
+        Part::Connect(connect) => connect::run(&connect).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

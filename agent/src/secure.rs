@@ -5,6 +5,7 @@
 
 mod certificate;
 mod channel;
+mod client;
 mod credentials;
 mod der;
 mod handshake;
@@ -25,6 +26,7 @@ pub(crate) mod tests;
 mod verify_check;
 
 pub use channel::{Channel, ChannelError, Ending, Received};
+pub use client::{Client, ClientError};
 pub use credentials::{Credentials, CredentialsError, Terms};
 pub use handshake::{HandshakeError, accept, connect};
 pub use liveness::{Path, Watch, has_vanished};

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::outcome::Blame;
+use agent_core::policy::VerifiedPeer;
 use agent_core::tunnel::ALPN;
 use rustls::client::{Resumption, UnbufferedClientConnection};
 use rustls::pki_types::{IpAddr, Ipv4Addr, ServerName};
 use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection};
+use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use thiserror::Error;
@@ -78,12 +80,35 @@ pub async fn connect(
     identity: &SpiffeId,
     uid: &PodUid,
 ) -> Result<Channel, HandshakeError> {
-    let verifier = Verifier::new(trust, Some(Expected { identity: identity.clone(), uid: uid.clone() }));
-    let config = client_config(credentials, Arc::clone(&verifier)).map_err(ours)?;
+    let expected = Expected::Pod { identity: identity.clone(), uid: uid.clone() };
+    connect_to(socket, &Own::of(credentials), trust, expected).await
+}
+
+/// What we show, and what it proves of us.
+pub(super) struct Own {
+    pub(super) key: Arc<SingleCertAndKey>,
+    pub(super) proven: Arc<VerifiedPeer>,
+}
+
+impl Own {
+    fn of(credentials: &Credentials) -> Self {
+        Self { key: Arc::clone(&credentials.key), proven: Arc::clone(credentials.as_peer()) }
+    }
+}
+
+/// Shakes hands as the one that dialled.
+pub(super) async fn connect_to(
+    socket: TcpStream,
+    own: &Own,
+    trust: &Arc<Trust>,
+    expected: Expected,
+) -> Result<Channel, HandshakeError> {
+    let verifier = Verifier::new(trust, Some(expected));
+    let config = client_config(own, Arc::clone(&verifier)).map_err(ours)?;
     // No name is sent or checked; rustls wants one.
     let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0; 4])));
     let tls = UnbufferedClientConnection::new(Arc::new(config), nobody).map_err(ours)?;
-    shake_hands(socket, Session::Client(tls), &verifier, credentials).await
+    shake_hands(socket, Session::Client(tls), &verifier, own).await
 }
 
 /// Shakes hands as the one that was dialled; the peer must prove to be somebody of a trust domain that we know.
@@ -96,16 +121,17 @@ pub async fn accept(
     trust: &Arc<Trust>,
 ) -> Result<Channel, HandshakeError> {
     let verifier = Verifier::new(trust, None);
-    let config = server_config(credentials, Arc::clone(&verifier)).map_err(ours)?;
+    let own = Own::of(credentials);
+    let config = server_config(&own, Arc::clone(&verifier)).map_err(ours)?;
     let tls = UnbufferedServerConnection::new(Arc::new(config)).map_err(ours)?;
-    shake_hands(socket, Session::Server(tls), &verifier, credentials).await
+    shake_hands(socket, Session::Server(tls), &verifier, &own).await
 }
 
 async fn shake_hands(
     socket: TcpStream,
     session: Session,
     verifier: &Verifier,
-    credentials: &Credentials,
+    own: &Own,
 ) -> Result<Channel, HandshakeError> {
     let mut wire = Wire::new(socket, session).map_err(HandshakeError::Network)?;
     match timeout(LIMIT, wire.shake_hands()).await {
@@ -117,15 +143,15 @@ async fn shake_hands(
         return Err(HandshakeError::Refused(rustls::Error::NoApplicationProtocol));
     }
     let peer = verifier.proven().ok_or_else(|| ours("no certificate was verified"))?;
-    Ok(Channel::new(wire, verifier.trust().ends(Arc::clone(credentials.as_peer()), peer)))
+    Ok(Channel::new(wire, verifier.trust().ends(Arc::clone(&own.proven), peer)))
 }
 
-fn client_config(credentials: &Credentials, verifier: Arc<Verifier>) -> Result<ClientConfig, rustls::Error> {
+fn client_config(own: &Own, verifier: Arc<Verifier>) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::clone(&credentials.key) as _);
+        .with_client_cert_resolver(Arc::clone(&own.key) as _);
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     config.enable_early_data = false;
@@ -133,11 +159,11 @@ fn client_config(credentials: &Credentials, verifier: Arc<Verifier>) -> Result<C
     Ok(config)
 }
 
-fn server_config(credentials: &Credentials, verifier: Arc<Verifier>) -> Result<ServerConfig, rustls::Error> {
+fn server_config(own: &Own, verifier: Arc<Verifier>) -> Result<ServerConfig, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::clone(&credentials.key) as _);
+        .with_cert_resolver(Arc::clone(&own.key) as _);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

@@ -16,9 +16,11 @@ use super::verify::{Leaf, Role, VerifyError, verify};
 
 /// Whom we expect at the far end.
 #[derive(Clone, Debug)]
-pub(super) struct Expected {
-    pub(super) identity: SpiffeId,
-    pub(super) uid: PodUid,
+pub(super) enum Expected {
+    /// This very pod.
+    Pod { identity: SpiffeId, uid: PodUid },
+    /// A pod, of this identity if one is given.
+    AnyPod(Option<SpiffeId>),
 }
 
 /// The verifier of one handshake, which remembers its verdict.
@@ -66,13 +68,22 @@ impl Verifier {
 
     fn expect(&self, leaf: Leaf) -> Result<Leaf, VerifyError> {
         let Some(expected) = &self.expected else { return Ok(leaf) };
-        if leaf.identity != expected.identity {
-            return Err(VerifyError::OtherIdentity { found: leaf.identity, expected: expected.identity.clone() });
+        let identity = match expected {
+            Expected::Pod { identity, .. } => Some(identity),
+            Expected::AnyPod(identity) => identity.as_ref(),
+        };
+        if let Some(expected) = identity.filter(|identity| leaf.identity != **identity) {
+            return Err(VerifyError::OtherIdentity { found: leaf.identity, expected: expected.clone() });
         }
-        if leaf.uid.as_ref() != Some(&expected.uid) {
-            return Err(VerifyError::OtherPod { expected: expected.uid.clone() });
+        match expected {
+            Expected::Pod { uid, .. } if leaf.uid.as_ref() != Some(uid) => {
+                Err(VerifyError::OtherPod { expected: uid.clone() })
+            }
+            Expected::AnyPod(_) if leaf.uid.is_none() || leaf.identity.service_account().is_none() => {
+                Err(VerifyError::NoPod(leaf.identity))
+            }
+            Expected::Pod { .. } | Expected::AnyPod(_) => Ok(leaf),
         }
-        Ok(leaf)
     }
 }
 
@@ -95,7 +106,7 @@ fn alert(error: &VerifyError) -> CertificateError {
         | VerifyError::EmptyPurpose
         | VerifyError::KeyUsage
         | VerifyError::IntermediateKeyUsage => CertificateError::InvalidPurpose,
-        VerifyError::OtherIdentity { .. } | VerifyError::OtherPod { .. } => {
+        VerifyError::OtherIdentity { .. } | VerifyError::OtherPod { .. } | VerifyError::NoPod(_) => {
             CertificateError::ApplicationVerificationFailure
         }
         VerifyError::TooBig

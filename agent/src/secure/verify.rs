@@ -91,6 +91,11 @@ pub(super) fn verify(
     Ok(Leaf { identity, uid, serial, not_before, not_after, path })
 }
 
+/// Whom a certificate names. It is verified by nobody yet.
+pub(super) fn identity_of(leaf: &CertificateDer<'_>) -> Result<SpiffeId, VerifyError> {
+    leaf::spiffe_id(&certificate::read(leaf)?)
+}
+
 fn check_size(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), VerifyError> {
     let lengths = || intermediates.iter().chain([leaf]).map(|certificate| certificate.len());
     let too_big = intermediates.len() > MOST_INTERMEDIATES

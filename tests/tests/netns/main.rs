@@ -34,6 +34,7 @@ mod non_mesh;
 mod operator;
 mod other_hooks;
 mod out_of_reach;
+mod outside;
 mod peer_addresses;
 mod plaintext_ports;
 mod port_forward;

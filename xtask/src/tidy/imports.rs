@@ -16,11 +16,12 @@ const CRATES: [(&str, &str, &[&str]); 8] = [
 ];
 
 /// The agent's modules, and which of them each may import. A stage may import only the stage whose output it consumes.
-const MODULES: [(&str, &[&str]); 23] = [
+const MODULES: [(&str, &[&str]); 24] = [
     ("lib", &[]),
     ("main", &[]),
     ("ca_commands", &["app", "config"]),
     ("certs_command", &["admin", "app", "ca_commands"]),
+    ("connect", &["app", "secure"]),
     ("report", &[]),
     ("counts", &["report"]),
     ("drain", &[]),

@@ -110,6 +110,9 @@ pub enum VerifyError {
         /// As the directory says.
         expected: PodUid,
     },
+    /// Somebody who is no pod, where a pod was expected.
+    #[error("{0} is no pod")]
+    NoPod(SpiffeId),
 }
 
 impl VerifyError {
@@ -145,6 +148,7 @@ impl VerifyError {
             Self::Denied(denied) => denied.label(),
             Self::OtherIdentity { .. } => "other_identity",
             Self::OtherPod { .. } => "other_pod",
+            Self::NoPod(_) => "no_pod",
         }
     }
 }
