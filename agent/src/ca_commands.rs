@@ -51,7 +51,7 @@ enum Action {
         #[command(flatten)]
         brought: rotate::Brought,
     },
-    /// Replace the root without a failed connection: start, status, finish, abort.
+    /// Replace the root without a failed connection: start, status, finish, abort; or the issuing CA under it.
     #[command(subcommand)]
     Rotate(rotate::Rotate),
     /// The nodes that have joined: list, evict, quarantine, release.
