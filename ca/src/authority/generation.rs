@@ -162,11 +162,6 @@ fn end(certificate: &X509Certificate<'_>) -> Result<OffsetDateTime, time::error:
     OffsetDateTime::from_unix_timestamp(certificate.validity().not_after.timestamp())
 }
 
-/// A root, for which no key is read.
-pub(crate) fn root(storage: &Storage, number: u32) -> Result<CertificateDer<'static>, CaError> {
-    certificate(storage, &Names::of(number).root)
-}
-
 fn certificate(storage: &Storage, name: &str) -> Result<CertificateDer<'static>, CaError> {
     let damaged = |what: String| CaError::Damaged { path: storage.path(name), what };
     let text = storage.read(name)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
