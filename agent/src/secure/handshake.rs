@@ -125,7 +125,7 @@ fn client_config(credentials: &Credentials, verifier: Arc<Verifier>) -> Result<C
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::clone(&credentials.key) as _);
+        .with_client_cert_resolver(credentials.for_handshake());
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     config.enable_early_data = false;
@@ -137,7 +137,7 @@ fn server_config(credentials: &Credentials, verifier: Arc<Verifier>) -> Result<S
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::clone(&credentials.key) as _);
+        .with_cert_resolver(credentials.for_handshake());
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
