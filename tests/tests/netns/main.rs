@@ -45,6 +45,7 @@ mod replaced;
 mod reset;
 mod restart;
 mod reuse;
+mod secrets;
 mod services;
 mod silence;
 mod spoofed;
