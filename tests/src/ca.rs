@@ -45,8 +45,13 @@ impl Ca {
 
     /// Starts it.
     pub fn start(&mut self, world: &World) {
+        self.start_logging(world, "info");
+    }
+
+    /// Starts it, and has it log this, as `MANTLE_LOG` has it.
+    pub fn start_logging(&mut self, world: &World, what: &str) {
         let mut command = self.command(&[]);
-        command.arg("--config").arg(&self.config);
+        command.arg("--config").arg(&self.config).env("MANTLE_LOG", what);
         self.process = Some(world.start("ca", &mut command));
     }
 
