@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::plane::Plane;
 use crate::relay::{self, Application, Ended, Outcome, Request, Stop, Tunnel};
 use crate::report::{Direction, Party, Record};
-use crate::secure::{self, Credentials, Ends};
+use crate::secure::{self, Ends};
 
 mod given_up;
 mod handshakes;
@@ -41,7 +41,9 @@ pub struct Inbound {
 struct Secured<'a> {
     plane: &'a Plane,
     pod: &'a Arc<Attached>,
-    credentials: Arc<Credentials>,
+    /// Of the certificate that it was secured with. The key is not kept: a tunnel may live for long.
+    generation: u64,
+    not_after: u64,
     from: PeerAddr,
 }
 
@@ -74,7 +76,9 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
         }
     };
     drop(turn);
-    let secured = Secured { plane, pod: &pod, credentials, from };
+    let (generation, not_after) = (credentials.generation(), credentials.not_after());
+    drop(credentials);
+    let secured = Secured { plane, pod: &pod, generation, not_after, from };
     let mut entry = inbound.used.enter(pod.uid(), channel.peer().uid());
     let mut tunnel = Tunnel::new(channel, Acceptor::new());
     while let Some(request) = secured.next(&mut tunnel, &entry).await {
@@ -97,7 +101,7 @@ impl Secured<'_> {
     /// The next connection that is asked for, until the tunnel is over or given up.
     async fn next(&self, tunnel: &mut Tunnel<Acceptor>, entry: &Entry) -> Option<Request> {
         let ends = Arc::clone(tunnel.channel.ends());
-        let outdated = self.plane.outdated(&self.credentials, tunnel.channel.since());
+        let outdated = self.plane.outdated(self.pod.uid(), self.generation, tunnel.channel.since());
         let request = tokio::select! {
             biased;
             () = entry.given_up() => None,
@@ -177,7 +181,7 @@ impl Secured<'_> {
         self.plane.trusts(ends)?;
         let own = self.plane.certificates.borrow().get(self.pod.uid()).is_some();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_secs());
-        if !own || now >= peer.not_after().min(self.credentials.not_after()) {
+        if !own || now >= peer.not_after().min(self.not_after) {
             return Err(Failure::no_certificate());
         }
         let judge = |directory: &Directory| self.judge(directory, peer, request);

@@ -127,11 +127,9 @@ impl Plane {
 
     /// Resolves when a tunnel is not to be used for another connection: our pod has a newer certificate than the tunnel's, or
     /// the tunnel is as old as it may get.
-    pub async fn outdated(&self, credentials: &Credentials, since: Instant) {
+    pub async fn outdated(&self, pod: &PodUid, generation: u64, since: Instant) {
         let mut certificates = self.certificates.clone();
-        let newer = |held: &Arc<Certificates>| {
-            held.get(credentials.uid()).is_some_and(|held| held.generation() > credentials.generation())
-        };
+        let newer = |held: &Arc<Certificates>| held.get(pod).is_some_and(|held| held.generation() > generation);
         tokio::select! {
             found = certificates.wait_for(newer) => if found.is_err() { pending().await },
             () = aged(since, self.tunnel.max_age) => {}

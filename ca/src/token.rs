@@ -95,7 +95,11 @@ impl fmt::Debug for JoinToken {
 
 /// Lower-case hex.
 pub fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    // A text that grows leaves parts of itself behind, and it may be a key's.
+    let mut text = String::with_capacity(2 * bytes.len());
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.for_each(|digit| text.extend(char::from_digit(digit.into(), 16)));
+    text
 }
 
 /// 32 bytes from lower-case hex.

@@ -3,7 +3,10 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::agent::mantle;
 use crate::directory::Reader;
@@ -42,9 +45,30 @@ impl Ca {
 
     /// Starts it.
     pub fn start(&mut self, world: &World) {
+        self.start_logging(world, "info");
+    }
+
+    /// Starts it, and has it log this, as `MANTLE_LOG` has it.
+    pub fn start_logging(&mut self, world: &World, what: &str) {
         let mut command = self.command(&[]);
-        command.arg("--config").arg(&self.config);
+        command.arg("--config").arg(&self.config).env("MANTLE_LOG", what);
         self.process = Some(world.start("ca", &mut command));
+    }
+
+    /// Starts it without capabilities, as its unit does.
+    pub fn start_confined(&mut self, world: &World) {
+        let mut command = self.node.namespace.command("setpriv");
+        command.args(["--inh-caps=-all", "--bounding-set=-all", "--"]).arg(mantle());
+        command.args(["ca", "--config"]).arg(&self.config);
+        self.process = Some(world.start("ca", &mut command));
+    }
+
+    /// Sends it a signal, and waits for its end.
+    #[track_caller]
+    pub fn end_by(&mut self, signal: Signal) -> ExitStatus {
+        let mut process = self.process.take().must("the CA does not run");
+        process.signal(signal);
+        process.end_within(Duration::from_secs(60))
     }
 
     /// SIGKILL.

@@ -26,6 +26,7 @@ mod twice;
 mod world;
 
 pub mod failure;
+pub mod memory;
 pub mod tamper;
 pub mod traffic;
 pub mod wait;

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::plane::Plane;
 use crate::relay::{self, Early, Ended, Outcome, Patience, PoolKey, Stop, Tunnel};
 use crate::report::{Direction, Record};
-use crate::secure::{self, Credentials, Ends, Watch};
+use crate::secure::{self, Ends, Watch};
 
 /// How often one connection may be opened again because its tunnel was being retired.
 const TUNNELS: usize = 4;
@@ -27,7 +27,6 @@ const TUNNELS: usize = 4;
 pub(super) struct Way<'a> {
     pub(super) route: &'a MeshRoute,
     pub(super) permit: &'a Permit,
-    pub(super) credentials: &'a Arc<Credentials>,
     pub(super) limit: Limit,
 }
 
@@ -67,14 +66,13 @@ impl Flow<'_> {
         mut early: Early,
         record: &mut Record,
     ) -> Attempt {
-        let Some(credentials) = self.outbound.plane.certificates.borrow().get(self.pod.uid()).cloned() else {
-            return Attempt::over(Err(Failure::no_certificate()));
-        };
-        let way = Way { route, permit, credentials: &credentials, limit };
+        let way = Way { route, permit, limit };
         let mut former: Option<Former> = None;
         for attempt in 0..TUNNELS {
             let mut leg = match self.outbound.reach(self.pod, &way, attempt == 0).await {
                 Ok(found) => Leg::new(found),
+                // No other endpoint is reached without one, and none in the clear.
+                Err(failure) if failure.close == Close::NoCertificate => return Attempt::over(Err(failure)),
                 Err(failure) => return after(former.as_ref(), Attempt::unreached(failure, early)),
             };
             if let Err(failure) = self.open(&way, &mut leg, former.as_ref(), record) {
@@ -166,9 +164,12 @@ impl Outbound {
     async fn tunnel(
         &self,
         pod: &Arc<Attached>,
-        &Way { route, credentials, limit, .. }: &Way<'_>,
+        &Way { route, limit, .. }: &Way<'_>,
         pooled: bool,
     ) -> Result<(PoolKey, Tunnel<Dialler>), Failure> {
+        // Not kept beside the connection, which may outlive it.
+        let credentials = self.plane.certificates.borrow().get(pod.uid()).cloned();
+        let credentials = credentials.ok_or_else(Failure::no_certificate)?;
         let key = PoolKey {
             source: pod.uid().clone(),
             destination: route.peer.uid.clone(),
@@ -186,11 +187,11 @@ impl Outbound {
         if let Some(tunnel) = idle() {
             return Ok((key, tunnel));
         }
-        self.plane.trusts_own(credentials)?;
+        self.plane.trusts_own(&credentials)?;
         let socket = pod.dial_tunnel(route.next_hop, &self.next_port, limit.each).await;
         let socket = socket.map_err(|error| Failure::of_tunnel_dial(&error))?;
         let trust = self.plane.trust();
-        let ended = secure::connect(socket, credentials, &trust, &route.peer.identity, &route.peer.uid).await;
+        let ended = secure::connect(socket, &credentials, &trust, &route.peer.identity, &route.peer.uid).await;
         self.plane.count_handshake(Direction::Outbound, &ended);
         let channel = ended?;
         // Trust may have changed meanwhile.

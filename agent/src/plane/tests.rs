@@ -116,13 +116,16 @@ async fn a_connection_ends_at_its_greatest_age() {
 #[tokio::test]
 async fn a_tunnel_is_outdated_by_a_newer_certificate_or_by_its_age() {
     let scene = scene(None).await;
-    let outdated = |since| scene.plane.outdated(&scene.shaken.client, since);
+    let outdated = |since| {
+        let client = &scene.shaken.client;
+        scene.plane.outdated(client.uid(), client.generation(), since)
+    };
     assert!(at_once(outdated(Instant::now())).await.is_none());
     scene.certificates.send_replace(Certificates::of(&scene.shaken.renewed));
     assert!(at_once(outdated(Instant::now())).await.is_some());
     let old = self::scene(Some(Duration::from_secs(60))).await;
     tokio::time::pause();
     let since = Instant::now();
-    old.plane.outdated(&old.shaken.client, since).await;
+    old.plane.outdated(old.shaken.client.uid(), old.shaken.client.generation(), since).await;
     assert!(since.elapsed() >= Duration::from_secs(60));
 }

@@ -1,13 +1,16 @@
 //! One pod's certificate and key, accepted after checks of our own: a CA's word is not enough.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::identity::{PodUid, SpiffeId};
 use agent_core::lifecycle::AHEAD;
 use agent_core::policy::VerifiedPeer;
+use rustls::SignatureScheme;
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -159,6 +162,34 @@ impl Credentials {
     /// Counts up with each renewal.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+}
+
+/// rustls keeps its configuration for as long as a client's connection lives, which outlives the certificate that it began
+/// with; the key must not.
+#[derive(Debug)]
+pub(super) struct ForHandshake(Weak<SingleCertAndKey>);
+
+impl ForHandshake {
+    /// What a handshake shows and signs with. It is good for as long as the key is held.
+    pub(super) fn of(key: &Arc<SingleCertAndKey>) -> Arc<Self> {
+        Arc::new(Self(Arc::downgrade(key)))
+    }
+}
+
+impl ResolvesClientCert for ForHandshake {
+    fn resolve(&self, hints: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        ResolvesClientCert::resolve(&*self.0.upgrade()?, hints, schemes)
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl ResolvesServerCert for ForHandshake {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        ResolvesServerCert::resolve(&*self.0.upgrade()?, hello)
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::channel::{Channel, ChannelError};
-use super::credentials::Credentials;
+use super::credentials::{Credentials, ForHandshake};
 use super::provider::provider;
 use super::session::Session;
 use super::trust::Trust;
@@ -151,7 +151,7 @@ fn client_config(own: &Own, verifier: Arc<Verifier>) -> Result<ClientConfig, rus
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::clone(&own.key) as _);
+        .with_client_cert_resolver(ForHandshake::of(&own.key));
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     config.enable_early_data = false;
@@ -163,7 +163,7 @@ fn server_config(own: &Own, verifier: Arc<Verifier>) -> Result<ServerConfig, rus
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::clone(&own.key) as _);
+        .with_cert_resolver(ForHandshake::of(&own.key));
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

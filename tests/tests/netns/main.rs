@@ -47,6 +47,7 @@ mod reset;
 mod restart;
 mod reuse;
 mod rotation;
+mod secrets;
 mod services;
 mod silence;
 mod spoofed;
