@@ -95,6 +95,3 @@ enum Incoming {
     /// FIN has arrived, and our application socket has the last byte.
     Delivered,
 }
-
-#[cfg(test)]
-mod tests;

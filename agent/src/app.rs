@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use agent_common::Stranger;
 use agent_core::document::Problems;
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 
+use crate::admin::{Admin, AdminError, Doors, View};
 use crate::capture::{Capture, PodsCgroupWatch, StartError, Strangers};
 use crate::config::Config;
+use crate::counts::Counts;
 use crate::directory::{Counted, Report, Source, SourceError, StatusFile, TrustStatus};
 use crate::drain::{self, Drained};
 use crate::enrolment::{Enrolment, Looks};
@@ -27,6 +27,10 @@ use crate::legacy::Look;
 use crate::plane::Plane;
 use crate::report::{RecordError, Writer};
 use crate::worker::{HANDSHAKES_END, Leave, Workers};
+
+mod process;
+
+pub(crate) use process::{Stop, harden, raise_descriptors, start_log};
 
 /// How long the first pods have to serve before the agent that hands over is told to go.
 const TAKE_OVER: Duration = Duration::from_secs(10);
@@ -71,6 +75,9 @@ pub enum AppError {
     /// There is nothing to take over, or it failed.
     #[error(transparent)]
     HandOver(#[from] HandOverError),
+    /// The agent can't be asked.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The CA failed.
     #[error(transparent)]
     Ca(#[from] ca::CaError),
@@ -140,7 +147,8 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     let (trigger, drain) = drain::channel();
     let estate = heir.map(|heir| heir.estate).unwrap_or_default();
     let (wanted, wanted_pods) = watch::channel(estate.wanted());
-    let identity = identity::start(&config.identity, wanted_pods, estate)?;
+    let counts = Counts::default();
+    let identity = identity::start(&config.identity, wanted_pods, estate, &counts)?;
     let plane = Plane {
         directory: source.directory(),
         certificates: identity.certificates(),
@@ -148,6 +156,7 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
         records,
         tunnel: config.tunnel.clone(),
         drain,
+        counts,
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = Workers::start(capture.hearts(threads), &plane).map_err(system("cannot start the data plane"))?;
@@ -158,15 +167,17 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
     info!(instance = %config.capture.instance, node = %config.node, "started");
 
     let status = StatusFile::new(&config.status, &config.capture.instance, &config.node);
-    let mut duty = Duty { enrolment, plane, source, identity, status, stop };
+    let (ready, is_ready) = watch::channel(false);
+    let admin = Admin::new(admin_doors(&config), view(&config, &plane, &identity, is_ready));
+    let mut duty = Duty { enrolment, plane, source, identity, status, stop, admin, ready };
     let leave = duty.run(&socket(&config), predecessor).await?;
 
-    let Duty { enrolment, plane, source, identity, .. } = duty;
-    let limit = match leave {
-        Leave::Alone => config.drain,
-        // What comes by its listeners' last handshakes has that long as well.
-        Leave::ToSuccessor => config.drain + HANDSHAKES_END,
-    };
+    let Duty { enrolment, plane, source, identity, mut admin, ready, .. } = duty;
+    ready.send_replace(false);
+    if leave == Leave::ToSuccessor {
+        admin.leave_address();
+    }
+    let limit = time_to_end(&config, leave);
     info!("stopping: connections have {limit:?} to end; kernel state stays");
     let closed = enrolment.close(leave).await;
     drop(plane);
@@ -174,12 +185,50 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
         warn!("connections were still open at the drain's deadline: they were reset");
     }
     // Until here connections were judged by every new directory and certificate, and the instance was ours.
-    drop((closed, identity, source));
+    drop((closed, identity, source, admin));
     let written = tokio::task::spawn_blocking(move || writer.finish());
     if tokio::time::timeout(LAST_TURN, written).await.is_err() {
         warn!("not every record was written");
     }
     Ok(())
+}
+
+/// How long connections have once the agent leaves.
+fn time_to_end(config: &Config, leave: Leave) -> Duration {
+    match leave {
+        Leave::Alone => config.drain,
+        // What comes by its listeners' last handshakes has that long as well.
+        Leave::ToSuccessor => config.drain + HANDSHAKES_END,
+    }
+}
+
+/// What an operator can see of this agent.
+fn view(config: &Config, plane: &Plane, identity: &Identity, ready: watch::Receiver<bool>) -> View {
+    View {
+        instance: config.capture.instance.clone(),
+        node: config.node.clone(),
+        ca: config.identity.ca_address,
+        directory: plane.directory.clone(),
+        certificates: plane.certificates.clone(),
+        trust: plane.trust.clone(),
+        watched: identity.watched(),
+        counts: plane.counts.clone(),
+        ready,
+    }
+}
+
+/// Where an operator asks.
+fn admin_doors(config: &Config) -> Doors {
+    let socket = config.capture.run_dir.join(format!("{}.admin.sock", config.capture.instance));
+    Doors { socket, metrics: config.metrics }
+}
+
+/// Where the agent of a configuration answers an operator.
+///
+/// # Errors
+/// [`AppError`].
+pub(crate) fn admin_socket(path: &Path) -> Result<PathBuf, AppError> {
+    Ok(admin_doors(&agent_config(path)?).socket)
 }
 
 /// Where a successor asks.
@@ -200,6 +249,8 @@ struct Duty {
     identity: Identity,
     status: StatusFile,
     stop: Stop,
+    admin: Admin,
+    ready: watch::Sender<bool>,
 }
 
 impl Duty {
@@ -209,7 +260,7 @@ impl Duty {
         let (mut watched, mut trust) = (self.identity.watched(), self.plane.trust.clone());
         let mut problem = self.source.problem();
         let mut takeover = predecessor.map(|predecessor| (predecessor, Instant::now() + TAKE_OVER));
-        let mut door = if takeover.is_none() { Some(open_door(socket)?) } else { None };
+        let mut door = if takeover.is_none() { Some(self.open_doors(socket)?) } else { None };
         let mut strangers = self.enrolment.strangers();
         let mut pods_cgroup = self.enrolment.watch_pods_cgroup();
         let mut now_and_then = tokio::time::interval(NOW_AND_THEN);
@@ -228,8 +279,9 @@ impl Duty {
             if let Some((predecessor, _)) = takeover.take_if(ready) {
                 predecessor.serving().map_err(HandOverError::Exchange)?;
                 info!("took over: the agent before this one drains");
-                door = Some(open_door(socket)?);
+                door = Some(self.open_doors(socket)?);
             }
+            self.ready.send_replace(takeover.is_none() && self.enrolment.is_serving(&held));
             let due =
                 self.enrolment.next_deadline().into_iter().chain(takeover.as_ref().map(|(_, until)| *until)).min();
             loop {
@@ -259,6 +311,12 @@ impl Duty {
         }
     }
 
+    /// From now on this is the instance's agent: a successor and operators ask here.
+    fn open_doors(&mut self, socket: &Path) -> Result<Door, AppError> {
+        self.admin.open().map_err(system("cannot open the socket for operators"))?;
+        Door::open(socket).map_err(system("cannot open the socket for a successor"))
+    }
+
     fn trust(&self) -> TrustStatus {
         let watched = self.identity.watched().borrow().clone();
         let Watched { connected, since, skew_ms, problem } = watched;
@@ -286,10 +344,6 @@ impl Duty {
     }
 }
 
-fn open_door(socket: &Path) -> Result<Door, AppError> {
-    Door::open(socket).map_err(system("cannot open the socket for a successor"))
-}
-
 async fn until(due: Option<Instant>) {
     match due {
         Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -311,26 +365,6 @@ async fn made_anew(pods_cgroup: &mut Option<PodsCgroupWatch>) {
     }
 }
 
-/// SIGTERM or SIGINT.
-pub(crate) struct Stop {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Stop {
-    pub(crate) fn new() -> Result<Self, AppError> {
-        let watch = |kind| signal(kind).map_err(system("cannot watch for signals"));
-        Ok(Self { terminate: watch(SignalKind::terminate())?, interrupt: watch(SignalKind::interrupt())? })
-    }
-
-    pub(crate) async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
 fn agent_config(path: &Path) -> Result<Config, AppError> {
     let problems = |problems| AppError::Config { path: path.to_owned(), problems };
     Config::parse(&read(path)?, folder(path)).map_err(problems)
@@ -342,27 +376,4 @@ pub(crate) fn read(path: &Path) -> Result<String, AppError> {
 
 pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
-}
-
-pub(crate) fn start_log() {
-    let filter = EnvFilter::try_from_env("MANTLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // A second start in one process would fail; there is none.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
-}
-
-/// Every connection takes two descriptors: use all that the system grants.
-pub(crate) fn raise_descriptors() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
-    if let Err(error) = raised {
-        warn!(%error, "cannot raise the number of descriptors");
-    }
-}
-
-/// Keys live in this process: it leaves no core, and nobody but root may look into it.
-pub(crate) fn harden() -> std::io::Result<()> {
-    nix::sys::prctl::set_dumpable(false)?;
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
-    Ok(())
 }

@@ -12,6 +12,7 @@ use crate::app::{self, AppError, Stop, harden, system};
 use crate::config;
 
 mod deny;
+mod federation;
 mod issue;
 mod node;
 mod rotate;
@@ -57,6 +58,15 @@ enum Action {
     /// Replace the root without a failed connection: start, status, finish, abort.
     #[command(subcommand)]
     Rotate(rotate::Rotate),
+    /// Other clusters, each a trust domain of its own: add, list, disable, remove.
+    #[command(subcommand)]
+    Federation(federation::Federation),
+    /// Print our own trust domain's bundle, for other clusters to add.
+    Bundle {
+        /// The CA's configuration (YAML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
     /// The nodes that have joined: list, evict, quarantine, release.
     #[command(subcommand)]
     Node(node::Node),
@@ -75,6 +85,8 @@ pub fn run(ca: Ca) -> Result<(), AppError> {
         Some(Action::Import { config, brought }) => import(&config, brought),
         Some(Action::Issue(issue)) => issue.run(),
         Some(Action::Rotate(action)) => action.run(),
+        Some(Action::Federation(action)) => action.run(),
+        Some(Action::Bundle { config }) => federation::bundle(&config),
     }
 }
 
@@ -114,12 +126,12 @@ fn read_config(path: &Path) -> Result<ca::config::Config, AppError> {
 }
 
 /// One line for who ran the command.
-fn print(line: &dyn fmt::Display) -> Result<(), AppError> {
+pub(crate) fn print(line: &dyn fmt::Display) -> Result<(), AppError> {
     writeln!(std::io::stdout(), "{line}").map_err(system("cannot print"))
 }
 
 /// A moment as people and programs read it (RFC 3339).
-fn moment(seconds: u64) -> String {
+pub(crate) fn moment(seconds: u64) -> String {
     let format = &time::format_description::well_known::Rfc3339;
     let time = i64::try_from(seconds).ok().and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
     time.and_then(|time| time.format(format).ok()).unwrap_or_default()

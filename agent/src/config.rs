@@ -1,5 +1,6 @@
 //! The agent's configuration: what was written, then what it means.
 
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct Config {
     pub drain: Duration,
     /// How often capture is looked at and probed.
     pub watchdog: Duration,
+    /// Where metrics are shown to whoever asks; nowhere if unset.
+    pub metrics: Option<SocketAddr>,
     /// The kernel's part.
     pub capture: CaptureConfig,
     /// Certificates.
@@ -85,6 +88,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let tunnel = section.optional("tunnel");
     let drain = section.optional("drain");
     let watchdog = section.optional("watchdog");
+    let metrics = section.optional("metrics");
     section.end(problems);
 
     let mut path = |node: &Node, what: &str| node.text(what, problems).map(|text| folder.join(text));
@@ -103,6 +107,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let legacy = legacy::read(legacy, state_dir.as_deref(), problems);
     let watchdog =
         watchdog.map_or(Some(Duration::from_secs(10)), |node| node.duration_from(OFTEN_ENOUGH, "`watchdog`", problems));
+    let metrics = metrics.map(|node| node.socket_address("`metrics`", problems));
     let ca = ca.and_then(|node| ca_section(node, folder, problems));
     let (node, trust_domain, (ca_address, join_token_file, ttl)) = (node?, trust_domain?, ca?);
     Some(Config {
@@ -111,6 +116,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
         records: records?,
         drain: drain?,
         watchdog: watchdog?,
+        metrics: metrics.map_or(Some(None), |address| address.map(Some))?,
         capture: capture?,
         legacy: legacy?,
         identity: IdentityConfig {
@@ -155,7 +161,7 @@ fn capture_config(section: &mut Section<'_>, folder: &Path, problems: &mut Probl
     })
 }
 
-type Ca = (std::net::SocketAddr, Option<PathBuf>, Option<Duration>);
+type Ca = (SocketAddr, Option<PathBuf>, Option<Duration>);
 
 fn ca_section(node: &Node, folder: &Path, problems: &mut Problems) -> Option<Ca> {
     let mut section = Section::of(node, "`ca`", problems)?;
@@ -245,6 +251,15 @@ tunnel:
         assert_eq!((config.capture.pods_cgroup, config.capture.allow_unknown), (None, false));
         let watched = Config::parse(&format!("{GOOD}pods_cgroup: /kubepods.slice\n"), Path::new("/")).unwrap();
         assert_eq!(watched.capture.pods_cgroup.as_deref(), Some(Path::new("kubepods.slice")));
+    }
+
+    #[test]
+    fn metrics_are_shown_where_the_configuration_says_and_nowhere_else() {
+        let read = |more: &str| Config::parse(&format!("{GOOD}{more}"), Path::new("/"));
+        assert_eq!(read("").unwrap().metrics, None);
+        assert_eq!(read("metrics: 127.0.0.1:15020\n").unwrap().metrics, Some(([127, 0, 0, 1], 15020).into()));
+        let error = read("metrics: 15020\n").unwrap_err().to_string();
+        assert!(error.contains("`metrics`: must be an IP address and a port"), "{error}");
     }
 
     #[test]

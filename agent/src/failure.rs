@@ -60,6 +60,15 @@ impl Failure {
         )
     }
 
+    /// So many tunnels to the peer were being made that this connection's was not begun in time.
+    pub fn no_turn() -> Self {
+        Self::new(
+            Close::TimedOut,
+            Blame::Peer,
+            "too many tunnels to the peer are being made, and none was done in time",
+        )
+    }
+
     /// A defect of ours.
     pub fn bug(error: impl ToString) -> Self {
         Self::new(Close::AgentFailed, Blame::Ours, error)

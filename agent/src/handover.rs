@@ -124,13 +124,7 @@ impl Door {
     /// # Errors
     /// The system's.
     pub fn open(socket: &Path) -> io::Result<Self> {
-        match fs::remove_file(socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(socket)?;
-        fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener })
+        Ok(Self { listener: private_socket(socket)? })
     }
 
     /// The next one that asks, and may.
@@ -184,6 +178,20 @@ impl Successor {
         self.stream.read_exact(&mut said)?;
         if said == [SERVING] { Ok(()) } else { Err(HandOverError::Text("it did not say that it serves".into())) }
     }
+}
+
+/// A Unix socket for our own user alone, in the place of whatever lies there.
+///
+/// # Errors
+/// The system's.
+pub fn private_socket(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 /// Keys cross this socket: both ends must be the same user's.

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 use zeroize::Zeroizing;
 
+use crate::counts::Counts;
 use crate::secure::{Credentials, Trust};
 
 mod calls;
@@ -96,6 +97,8 @@ pub struct Standing {
     pub serial: Option<String>,
     /// Of the certificate in use, in seconds since 1970.
     pub not_after: Option<u64>,
+    /// The hash of the key of the anchor that proves it.
+    pub anchor: Option<KeyHash>,
     /// When the CA is asked next, in seconds since 1970; `None` while it is being asked.
     pub next_renewal: Option<u64>,
     /// Why the last try has brought nothing.
@@ -127,6 +130,11 @@ impl Certificates {
         Arc::new(Self { held, ..Self::default() })
     }
 
+    #[cfg(test)]
+    pub(crate) fn standing(standings: impl IntoIterator<Item = (PodUid, Standing)>) -> Arc<Self> {
+        Arc::new(Self { standings: standings.into_iter().collect(), ..Self::default() })
+    }
+
     /// The anchor's key of each certificate that is held.
     fn anchors(&self) -> impl Iterator<Item = KeyHash> {
         self.held.values().filter_map(|held| held.as_peer().anchor().copied())
@@ -150,7 +158,7 @@ pub struct Identity {
 }
 
 /// Starts to keep a certificate for each of the pods that `wanted` names, beginning with what an agent before this one had.
-/// The CA need not be there.
+/// The CA need not be there. What is asked of it is counted.
 ///
 /// # Errors
 /// [`IdentityError`] if this node's own key can't be had, or nothing tells which CA to believe.
@@ -158,11 +166,12 @@ pub fn start(
     config: &IdentityConfig,
     wanted: watch::Receiver<Vec<(PodUid, SpiffeId)>>,
     estate: Estate,
+    counts: &Counts,
 ) -> Result<Identity, IdentityError> {
     let node = node::Node::open(config)?;
-    let (calls, connection) = calls::open(client::Client::new(config, node.clone()));
+    let (calls, connection) = calls::open(client::Client::new(config, node.clone(), counts));
     // A stream that hangs holds up no certificate: it has a connection of its own.
-    let for_watch = client::Client::new(config, node);
+    let for_watch = client::Client::new(config, node, counts);
     let (certificate_writer, certificates) = watch::channel(Arc::default());
     let (trust_writer, trust) = watch::channel(inherited_trust(estate.trust, estate.deny, estate.sequence));
     let (rotation_writer, rotations) = watch::channel(Arc::default());

@@ -64,7 +64,9 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
         info!(pod = %pod.uid(), peer = %from, %distrust, "refused a tunnel");
         return;
     }
-    let channel = match secure::accept(socket, &credentials, &plane.trust()).await {
+    let ended = secure::accept(socket, &credentials, &plane.trust()).await;
+    plane.count_handshake(Direction::Inbound, &ended);
+    let channel = match ended {
         Ok(channel) => channel,
         Err(error) => {
             info!(pod = %pod.uid(), peer = %from, %error, blame = %error.blame(), "refused a tunnel");

@@ -1,10 +1,13 @@
 //! The Mantle agent. Read [`outbound`] and [`inbound`] first: they are the life of a connection.
 
+pub mod admin;
 pub mod app;
 pub mod ca_commands;
 pub mod capture;
+pub mod certs_command;
 pub mod config;
 pub mod connect;
+pub mod counts;
 pub mod directory;
 pub mod drain;
 pub mod enrolment;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent::{app, ca_commands, connect};
+use agent::{app, ca_commands, certs_command, connect};
 use clap::{Args, Parser, Subcommand};
 
 /// Mutual TLS for every pod: no sidecar, no iptables, no change to the application.
@@ -20,6 +20,8 @@ enum Part {
     Agent(Agent),
     /// Run the certificate authority, or operate it: join tokens, nodes, the deny-list.
     Ca(ca_commands::Ca),
+    /// List the certificates of this node's pods, as its agent has them: until when, what comes next, what is wrong.
+    Certs(certs_command::Certs),
     /// Reach a pod from a machine that is no pod, with a certificate of `mantle ca issue`: standard input and output go there.
     Connect(connect::Connect),
 }
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         }
         Part::Ca(ca) => ca_commands::run(ca).map_err(Into::into),
         Part::Connect(connect) => connect::run(&connect).map_err(Into::into),
+        Part::Certs(certs) => certs_command::run(&certs).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -27,6 +27,9 @@ use crate::secure::Watch;
 mod doubt;
 mod mesh;
 mod plain;
+mod turns;
+
+use turns::Turns;
 
 /// How long reaching the other agent may take, and all endpoints of a service together.
 const DIAL: Duration = Duration::from_secs(10);
@@ -37,6 +40,7 @@ const TRIES: usize = 3;
 pub struct Outbound {
     plane: Plane,
     pool: Rc<Pool>,
+    turns: Turns,
     /// Where the next search for a source port begins.
     next_port: Cell<usize>,
 }
@@ -45,7 +49,7 @@ impl Outbound {
     /// To be made on the thread that will use it.
     pub fn new(plane: Plane) -> Rc<Self> {
         let pool = Pool::new(plane.tunnel.idle, plane.tunnel.max_age);
-        let outbound = Rc::new(Self { plane, pool, next_port: Cell::new(0) });
+        let outbound = Rc::new(Self { plane, pool, turns: Turns::default(), next_port: Cell::new(0) });
         tokio::task::spawn_local(mesh::drop_stale(Rc::downgrade(&outbound)));
         outbound
     }

@@ -12,11 +12,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::config::TunnelConfig;
+use crate::counts::Counts;
 use crate::drain::Drain;
 use crate::identity::Certificates;
 use crate::relay::Stop;
-use crate::report::Records;
-use crate::secure::{Credentials, Distrust, Ends, Trust};
+use crate::report::{Direction, Records};
+use crate::secure::{Channel, Credentials, Distrust, Ends, HandshakeError, Trust};
 
 /// How long a connection waits for a directory that knows its peer: directories do not change at the same moment.
 const DIRECTORY_LAG: Duration = Duration::from_secs(3);
@@ -42,6 +43,8 @@ pub struct Plane {
     pub tunnel: TunnelConfig,
     /// Whether to stop; held by every connection.
     pub drain: Drain,
+    /// What is counted on the way.
+    pub counts: Counts,
 }
 
 impl Plane {
@@ -53,6 +56,15 @@ impl Plane {
     /// The trust as it is now.
     pub fn trust(&self) -> Arc<Trust> {
         Arc::clone(&self.trust.borrow())
+    }
+
+    /// Counts how a handshake has ended, if it made a tunnel or failed by the peer's certificate.
+    pub fn count_handshake(&self, direction: Direction, ended: &Result<Channel, HandshakeError>) {
+        if let Ok(channel) = ended {
+            self.counts.shaken(direction, channel.peer().anchor());
+        } else if let Err(HandshakeError::Peer(refusal)) = ended {
+            self.counts.rejected(direction, refusal.label());
+        }
     }
 
     /// One of our own pods, as the directory has it now.

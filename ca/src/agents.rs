@@ -1,11 +1,12 @@
 //! What each node's agents answered to Watch. In memory, and in `agents.json` for `mantle ca …`, which is another process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::warn;
 
@@ -26,6 +27,10 @@ const MOST_STREAMS: usize = 4;
 const MOST_ANCHORS: usize = 64;
 /// In characters: what an agent may say is wrong.
 const LONGEST: usize = 300;
+/// What an agent said last counts for so many seconds after its stream has ended. It is back within half of it, if it comes back.
+const KEEP: u64 = 30;
+/// Of a node's agents that are not connected, so many are remembered.
+const MOST_ABSENT: usize = 8;
 
 /// By node.
 pub(crate) type Nodes = BTreeMap<String, Record>;
@@ -44,8 +49,20 @@ pub(crate) struct Record {
     pub(crate) last_seen: u64,
     /// Certificates and tunnels by anchor (SHA-256 of its key, hex).
     pub(crate) anchors: BTreeMap<String, InUse>,
+    /// What those said last whose stream has ended a moment ago; in the file also those that are connected.
+    #[serde(default)]
+    absent: Vec<Absent>,
     #[serde(skip)]
     streams: BTreeMap<u64, Said>,
+}
+
+/// An agent between two streams, or one that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Absent {
+    /// How long its word counts, in seconds since 1970; none while it is connected.
+    until: Option<u64>,
+    said: Said,
 }
 
 /// What is proved by one anchor.
@@ -56,8 +73,11 @@ pub(crate) struct InUse {
     pub(crate) tunnels: u32,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Said {
+    /// Hex; empty if it has no name.
+    agent: String,
     sequence: u64,
     rejected: String,
     anchors: BTreeMap<String, InUse>,
@@ -66,12 +86,15 @@ struct Said {
 /// All agents.
 pub(crate) struct Agents {
     path: PathBuf,
+    keep: u64,
     known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct Known {
     nodes: Nodes,
+    /// By number: a stream whose sender is gone is heard no more.
+    heard: HashMap<u64, watch::Sender<()>>,
     next: u64,
     changed: bool,
 }
@@ -81,6 +104,7 @@ pub(crate) struct Stream {
     agents: Arc<Agents>,
     node: String,
     number: u64,
+    heard: watch::Receiver<()>,
 }
 
 /// What was last written: for those who do not run the CA.
@@ -97,12 +121,18 @@ impl Agents {
             warn!(%error, "what agents said before is not known");
             Nodes::new()
         });
+        let now = state::now();
         for record in nodes.values_mut() {
             if record.connected_since.take().is_some() {
-                record.last_seen = state::now();
+                record.last_seen = now;
+            }
+            // Who was connected to the CA before this one may come back.
+            for absent in &mut record.absent {
+                absent.until.get_or_insert(now + KEEP);
             }
         }
-        Self { path: storage.path(FILE), known: Mutex::new(Known { nodes, next: 0, changed: true }) }
+        let known = Known { nodes, changed: true, ..Known::default() };
+        Self { path: storage.path(FILE), keep: KEEP, known: Mutex::new(known) }
     }
 
     /// An agent of that node begins to watch. Of too many the oldest is heard no more.
@@ -110,15 +140,20 @@ impl Agents {
         let mut known = self.known();
         known.next += 1;
         let number = known.next;
+        let (alive, heard) = watch::channel(());
+        let known = &mut *known;
+        known.heard.insert(number, alive);
         let record = known.nodes.entry(node.to_owned()).or_default();
         record.streams.insert(number, Said::default());
-        if record.streams.len() > MOST_STREAMS {
-            record.streams.pop_first();
+        if record.streams.len() > MOST_STREAMS
+            && let Some((oldest, _)) = record.streams.pop_first()
+        {
+            known.heard.remove(&oldest);
         }
         record.connected_since.get_or_insert_with(state::now);
         record.sum_up();
         known.changed = true;
-        Stream { agents: Arc::clone(self), node: node.to_owned(), number }
+        Stream { agents: Arc::clone(self), node: node.to_owned(), number, heard }
     }
 
     /// Forgets nodes that are not admitted any more.
@@ -131,17 +166,22 @@ impl Agents {
 
     /// As it is now.
     pub(crate) fn nodes(&self) -> Nodes {
-        self.known().nodes.clone()
+        let mut known = self.known();
+        known.forget(state::now());
+        known.nodes.clone()
     }
 
     /// Writes the file if something changed.
     pub(crate) fn write(&self) {
         let nodes = {
             let mut known = self.known();
+            known.forget(state::now());
             if !std::mem::take(&mut known.changed) {
                 return;
             }
-            known.nodes.clone()
+            let mut nodes = known.nodes.clone();
+            nodes.values_mut().for_each(Record::keep_connected);
+            nodes
         };
         let written = serde_json::to_vec_pretty(&nodes).map_err(|error| error.to_string());
         let written = written.and_then(|text| state_files::write(&self.path, &text).map_err(|error| error.to_string()));
@@ -168,8 +208,14 @@ pub(crate) async fn keep_written(agents: Arc<Agents>) {
 
 impl Stream {
     /// Whether it is heard: not if too many of the same node came after it.
+    #[cfg(test)]
     pub(crate) fn is_heard(&self) -> bool {
-        self.agents.known().nodes.get(&self.node).is_some_and(|record| record.streams.contains_key(&self.number))
+        self.heard.has_changed().is_ok()
+    }
+
+    /// Waits until it is heard no more: too many of the same node came after it.
+    pub(crate) async fn unheard(&mut self) {
+        while self.heard.changed().await.is_ok() {}
     }
 
     /// What it answered.
@@ -178,6 +224,9 @@ impl Stream {
         let Some(record) = known.nodes.get_mut(&self.node) else { return };
         let Some(said) = record.streams.get_mut(&self.number) else { return };
         *said = Said::of(ack);
+        // It is back.
+        let name = said.agent.clone();
+        record.absent.retain(|absent| name.is_empty() || absent.said.agent != name);
         record.last_seen = state::now();
         record.sum_up();
         known.changed = true;
@@ -186,9 +235,15 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let mut known = self.agents.known();
+        let (mut known, until) = (self.agents.known(), state::now() + self.agents.keep);
+        known.heard.remove(&self.number);
         let Some(record) = known.nodes.get_mut(&self.node) else { return };
         let ended = record.streams.remove(&self.number);
+        if let Some(said) = ended.clone() {
+            record.absent.push(Absent { until: Some(until), said });
+            let beyond = record.absent.len().saturating_sub(MOST_ABSENT);
+            record.absent.drain(..beyond);
+        }
         if record.streams.is_empty() && ended.is_some() {
             // What it said last stays: it may be only the connection that is gone.
             record.connected_since = None;
@@ -199,14 +254,33 @@ impl Drop for Stream {
     }
 }
 
+impl Known {
+    /// What was said long ago by those who are gone counts no more, unless nobody has said anything since.
+    fn forget(&mut self, now: u64) {
+        for record in self.nodes.values_mut() {
+            let before = record.absent.len();
+            record.absent.retain(|absent| absent.until.is_none_or(|until| until > now));
+            if record.absent.len() < before {
+                record.sum_up();
+                self.changed = true;
+            }
+        }
+    }
+}
+
 impl Record {
+    /// For a CA that starts after this one: those that are connected now are absent then.
+    fn keep_connected(&mut self) {
+        self.absent.extend(self.streams.values().map(|said| Absent { until: None, said: said.clone() }));
+    }
+
     fn sum_up(&mut self) {
-        let Some(sequence) = self.streams.values().map(|said| said.sequence).min() else { return };
+        let all = || self.streams.values().chain(self.absent.iter().map(|absent| &absent.said));
+        let Some(sequence) = all().map(|said| said.sequence).min() else { return };
         self.sequence = sequence;
-        self.rejected =
-            self.streams.values().map(|said| said.rejected.clone()).find(|text| !text.is_empty()).unwrap_or_default();
+        self.rejected = all().map(|said| said.rejected.clone()).find(|text| !text.is_empty()).unwrap_or_default();
         self.anchors.clear();
-        for (anchor, used) in self.streams.values().flat_map(|said| &said.anchors) {
+        for (anchor, used) in all().flat_map(|said| &said.anchors) {
             let sum = self.anchors.entry(anchor.clone()).or_default();
             sum.certificates = sum.certificates.saturating_add(used.certificates);
             sum.tunnels = sum.tunnels.saturating_add(used.tunnels);
@@ -221,6 +295,7 @@ impl Said {
         let used =
             used.map(|used| (to_hex(&used.anchor), InUse { certificates: used.certificates, tunnels: used.tunnels }));
         Self {
+            agent: if ack.agent.len() == 16 { to_hex(&ack.agent) } else { String::new() },
             sequence: ack.sequence,
             rejected: ack.rejected.chars().take(LONGEST).map(plain).collect(),
             anchors: used.collect(),
@@ -244,12 +319,52 @@ mod tests {
 
     fn ack(sequence: u64, tunnels: u32) -> WatchAck {
         let used = AnchorUse { anchor: vec![7; 32], certificates: 1, tunnels };
-        WatchAck { sequence, rejected: String::new(), anchors: vec![used] }
+        WatchAck { sequence, anchors: vec![used], ..WatchAck::default() }
+    }
+
+    /// The same, by an agent with a name.
+    fn named(name: u8, ack: WatchAck) -> WatchAck {
+        WatchAck { agent: vec![name; 16], ..ack }
+    }
+
+    fn in_use(agents: &Agents) -> (u64, u32) {
+        let record = agents.nodes().remove("node-a").unwrap();
+        (record.sequence, record.anchors[&"07".repeat(32)].tunnels)
+    }
+
+    #[test]
+    fn an_agent_between_two_streams_counts_also_for_a_ca_that_was_restarted() {
+        let (_folder, storage, agents) = agents();
+        let (old, new) = (agents.connected("node-a"), agents.connected("node-a"));
+        old.said(&named(1, ack(5, 3)));
+        new.said(&named(2, ack(6, 0)));
+        drop(old);
+        assert_eq!(in_use(&agents), (5, 3), "it drains, and its connection was lost");
+        let again = agents.connected("node-a");
+        again.said(&named(1, ack(6, 2)));
+        assert_eq!(in_use(&agents), (6, 2), "it is back, and counts once");
+        agents.write();
+        let restarted = Arc::new(Agents::open(&storage));
+        let new = restarted.connected("node-a");
+        new.said(&named(2, ack(7, 0)));
+        assert_eq!(in_use(&restarted), (6, 2), "the other one is not back yet");
+    }
+
+    #[test]
+    fn of_those_that_come_and_go_few_are_remembered() {
+        let (_folder, _, agents) = agents();
+        for name in 0..100 {
+            agents.connected("node-a").said(&named(name, ack(5, 1)));
+        }
+        let record = &agents.nodes()["node-a"];
+        assert_eq!((record.absent.len(), record.streams.len()), (MOST_ABSENT, 0));
+        assert!(agents.known().heard.is_empty());
     }
 
     #[test]
     fn an_agent_that_hands_over_counts_until_it_has_gone() {
         let (_folder, _, agents) = agents();
+        let agents = Arc::new(Agents { keep: 0, ..Arc::into_inner(agents).unwrap() });
         let old = agents.connected("node-a");
         old.said(&ack(5, 3));
         let new = agents.connected("node-a");

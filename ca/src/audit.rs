@@ -1,16 +1,19 @@
 //! What an operator changed, in the log of the CA that runs: the command that changed it has ended.
 
+use std::collections::HashSet;
+
 use tracing::info;
 
+use crate::deny::Entry;
 use crate::state::State;
 
 /// Says what is different.
 pub(crate) fn changed(before: &State, after: &State) {
     let (old, new) = (&before.published().deny, &after.published().deny);
-    for entry in new.iter().filter(|entry| !old.contains(entry)) {
+    for entry in missing(new, old) {
         info!(target: "audit", what = %entry.what, reason = entry.reason, by = entry.by, "denied");
     }
-    for entry in old.iter().filter(|entry| !new.contains(entry)) {
+    for entry in missing(old, new) {
         info!(target: "audit", what = %entry.what, "denied no more");
     }
     for grant in after.grants().iter().filter(|grant| !before.grants().contains(grant)) {
@@ -25,7 +28,54 @@ pub(crate) fn changed(before: &State, after: &State) {
     for node in before.quarantined().keys().filter(|node| !after.quarantined().contains_key(*node)) {
         info!(target: "audit", node, "out of quarantine");
     }
+    federation(before, after);
     for node in before.nodes().filter(|node| after.pinned_key(node).is_none()) {
         info!(target: "audit", node, "evicted");
+    }
+}
+
+/// What is different about other trust domains.
+fn federation(before: &State, after: &State) {
+    for (trust_domain, relation) in after.federation().iter() {
+        let (known, anchors) = (before.federation().get(trust_domain), relation.anchors());
+        if let Some(by) = relation.disabled.as_ref().filter(|_| known.is_none_or(|known| known.disabled.is_none())) {
+            info!(target: "audit", trust_domain, by = by.who, "federation disabled");
+        } else if known.is_none_or(|known| known.added != relation.added) {
+            let (by, source) = (&relation.added.who, &relation.source);
+            info!(target: "audit", trust_domain, by, ?source, anchors = anchors.len(), "federation added");
+        } else if known.is_some_and(|known| known.anchors() != anchors) {
+            let sequence = relation.bundle.as_ref().and_then(|kept| kept.sequence);
+            info!(target: "audit", trust_domain, sequence, anchors = anchors.len(), "federated trust changed");
+        }
+    }
+    for (trust_domain, _) in before.federation().iter() {
+        if after.federation().get(trust_domain).is_none() {
+            info!(target: "audit", trust_domain, "federation removed");
+        }
+    }
+}
+
+/// Those of one list that are not in the other. Both may be long.
+fn missing<'a>(list: &'a [Entry], other: &[Entry]) -> Vec<&'a Entry> {
+    let known: HashSet<&Entry> = other.iter().collect();
+    list.iter().filter(|entry| !known.contains(entry)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deny::Denied;
+
+    #[test]
+    fn what_is_new_and_what_is_gone_is_told_once() {
+        let entry = |node: &str, reason: &str| Entry {
+            what: Denied::Node(node.to_owned()),
+            reason: reason.to_owned(),
+            since: 1,
+            by: "test".to_owned(),
+        };
+        let (old, new) = ([entry("a", ""), entry("b", "")], [entry("b", ""), entry("a", "another"), entry("c", "")]);
+        assert_eq!(missing(&new, &old), [&new[1], &new[2]]);
+        assert_eq!(missing(&old, &new), [&old[0]]);
     }
 }

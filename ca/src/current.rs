@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_core::identity::TrustDomain;
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::interval;
@@ -27,6 +28,8 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(crate) struct Current {
     pub(crate) state: State,
     pub(crate) authority: Arc<Authority>,
+    /// The state's deny-list.
+    pub(crate) denied: deny::Index,
     /// Without the time.
     pub(crate) update: WatchUpdate,
 }
@@ -133,30 +136,44 @@ pub(crate) async fn follow(follower: Arc<Follower>) {
 
 impl Current {
     fn load(storage: &Storage, authority: Arc<Authority>) -> Result<Self, CaError> {
-        let domain = authority.trust_domain().to_string();
+        let domain = authority.trust_domain();
         let anchors = authority.anchors();
-        let hash: KeyHash = anchors
-            .iter()
-            .fold(Sha256::new(), |all, anchor| all.chain_update(Sha256::digest(anchor)))
-            .finalize()
-            .into();
-        let mut state = storage.state()?;
-        if state.bundle_sequence(&domain, &hash).is_none() {
-            storage.change(|state| state.note_bundle(&domain, &hash))?;
-            state = storage.state()?;
-            info!(target: "audit", trust_domain = domain, anchors = anchors.len(), "trust changed");
-        }
-        let sequence = state.bundle_sequence(&domain, &hash).unwrap_or_default();
+        let sequence = anchors_sequence(storage, domain, &anchors)?;
+        let state = storage.state()?;
         let anchors = anchors.iter().map(|anchor| anchor.to_vec()).collect();
+        let mut bundles = vec![Bundle { trust_domain: domain.to_string(), anchors, sequence }];
+        let mut deny = deny::told(&state.published().deny);
+        state.federation().tell(&mut bundles, &mut deny.trust_domains);
         let update = WatchUpdate {
             sequence: state.sequence(),
-            bundles: vec![Bundle { trust_domain: domain, anchors, sequence }],
-            deny: Some(deny::told(&state.published().deny)),
+            bundles,
+            deny: Some(deny),
             rotate: state.published().rotate.iter().map(told).collect(),
             now_ms: 0,
         };
-        Ok(Self { state, authority, update })
+        let denied = deny::Index::of(&state.published().deny);
+        Ok(Self { state, authority, denied, update })
     }
+}
+
+/// Which version of our own trust domain's anchors these are. It is noted if nobody was told of them yet.
+pub(crate) fn anchors_sequence(
+    storage: &Storage,
+    domain: &TrustDomain,
+    anchors: &[CertificateDer<'static>],
+) -> Result<u64, CaError> {
+    let hash: KeyHash =
+        anchors.iter().fold(Sha256::new(), |all, anchor| all.chain_update(Sha256::digest(anchor))).finalize().into();
+    let known = storage.state()?.bundle_sequence(domain.as_str(), &hash);
+    if let Some(sequence) = known {
+        return Ok(sequence);
+    }
+    let noted = storage.change(|state| {
+        state.note_bundle(domain.as_str(), &hash);
+        state.bundle_sequence(domain.as_str(), &hash)
+    })?;
+    info!(target: "audit", trust_domain = domain.as_str(), anchors = anchors.len(), "trust changed");
+    Ok(noted.unwrap_or_default())
 }
 
 fn told(order: &Order) -> RotateOrder {

@@ -1,12 +1,14 @@
 //! The deny-list: whom no agent believes any more, whatever certificate it has.
 
+use std::collections::HashMap;
 use std::fmt;
 
+use agent_core::directory::Pod;
 use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::token::{from_hex, is_node_name};
+use crate::token::{KeyHash, from_hex, is_node_name, to_hex};
 use crate::wire::{DeniedSerial, DenyList};
 
 /// Every agent has all of them in memory, and one message carries all.
@@ -19,7 +21,7 @@ const MOST_BYTES: usize = 1024 * 1024;
 const LONGEST_SERIAL: usize = 20;
 
 /// What is denied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Denied {
     /// A SPIFFE ID.
@@ -42,7 +44,7 @@ pub enum Denied {
 }
 
 /// One line of the list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Entry {
     pub(crate) what: Denied,
@@ -152,6 +154,33 @@ impl fmt::Display for Denied {
             Self::Node(node) => write!(f, "node {node}"),
             Self::TrustDomain(domain) => write!(f, "trust-domain {domain}"),
         }
+    }
+}
+
+/// The list, for those who look one thing up after the other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Index {
+    reasons: HashMap<Denied, String>,
+}
+
+impl Index {
+    pub(crate) fn of(entries: &[Entry]) -> Self {
+        Self { reasons: entries.iter().map(|entry| (entry.what.clone(), entry.reason.clone())).collect() }
+    }
+
+    /// What denies a pod with this key a certificate, and why, if anything does.
+    pub(crate) fn of_pod(&self, pod: &Pod, key: &KeyHash) -> Option<(&Denied, &str)> {
+        if self.reasons.is_empty() {
+            return None;
+        }
+        let names = [
+            Denied::Identity(pod.identity.as_str().to_owned()),
+            Denied::Pod(pod.uid.as_str().to_owned()),
+            Denied::Key(to_hex(key)),
+            Denied::Node(pod.node.clone()),
+            Denied::TrustDomain(pod.identity.trust_domain().as_str().to_owned()),
+        ];
+        names.iter().find_map(|name| self.reasons.get_key_value(name)).map(|(what, reason)| (what, reason.as_str()))
     }
 }
 

@@ -6,12 +6,13 @@
 //! | [`wire`] | the gRPC service, as generated |
 //! | `authority` | root and issuing CA, and what their certificates look like |
 //! | `csr`, `claims` | what a certificate request must be, and whose key it is |
-//! | `limits` | how much a node may ask for, and how much is worked on at once |
+//! | `limits`, `turns` | how much a node may ask for, how much is worked on at once, and whose turn it is |
 //! | `keys` | private keys as files, under a passphrase |
 //! | [`state_files`] | files that nobody else may change, and keys that nobody else may read |
 //! | `state`, `storage` | tokens, pinned node keys and what Watch tells: one writer at a time, under a file lock |
 //! | `current` | state and authority as they are, followed while the CA runs |
 //! | [`deny`] | the deny-list |
+//! | [`federation`] | other clusters: their bundles, and ours for them |
 //! | `agents`, `watching` | what the agents are told, and what they answered |
 //! | [`operate`] | what `mantle ca …` asks for, whether the CA runs or not |
 //! | [`outside`] | certificates for clients that are no pods |
@@ -36,6 +37,7 @@ mod csr;
 mod current;
 pub mod deny;
 mod directory;
+pub mod federation;
 mod keys;
 mod limits;
 pub mod operate;
@@ -51,6 +53,7 @@ mod state;
 pub mod state_files;
 mod storage;
 pub mod token;
+mod turns;
 mod watching;
 
 pub use authority::Brought;
@@ -127,6 +130,9 @@ pub enum CaError {
     /// That cannot be denied.
     #[error(transparent)]
     NotDeniable(#[from] deny::NotDeniable),
+    /// A trust domain's bundle can't be used.
+    #[error(transparent)]
+    Bundle(#[from] federation::BundleError),
     /// What was asked for may not be.
     #[error("{0}")]
     Refused(String),

@@ -1,12 +1,13 @@
 //! How much one node may ask for, and how much is worked on at once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::Status;
+
+use crate::turns::Turns;
 
 /// Work waits no longer than this for its turn.
 const QUEUE: Duration = Duration::from_secs(2);
@@ -67,6 +68,15 @@ impl Buckets {
         *bucket = Bucket { tokens: left, at: now };
         Granted { items, wait: Duration::from_secs_f64((1.0 - left).max(0.0) / rate) }
     }
+
+    /// Takes back what was granted and not used: it was the CA that had no time.
+    pub(crate) fn give_back(&self, node: &str, granted: Granted) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who was forgotten meanwhile has a full bucket.
+        if let Some(bucket) = known.get_mut(node) {
+            bucket.tokens += f64::from(u32::try_from(granted.items).unwrap_or(u32::MAX));
+        }
+    }
 }
 
 impl Bucket {
@@ -78,25 +88,41 @@ impl Bucket {
 /// As many at work at once as there are cores; the others wait their turn, and not for long.
 #[derive(Clone)]
 pub(crate) struct Pool {
-    turns: Arc<Semaphore>,
+    turns: Turns,
 }
 
 impl Pool {
     pub(crate) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { turns: Arc::new(Semaphore::new(cores)) }
+        Self { turns: Turns::new(cores) }
     }
 
-    /// Does it on a thread that carries no connections.
-    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-        let turn = timeout(QUEUE, Arc::clone(&self.turns).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else { return Err(busy()) };
+    /// Does an owner's work, which costs so much, on a thread that carries no connections.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if its turn does not come in time, and nothing was done; `INTERNAL` if it was given up.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        (owner, cost): (&str, usize),
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let Ok(turn) = timeout(QUEUE, self.turns.turn(owner, cost)).await else { return Err(busy()) };
         let work = move || {
             // The turn lasts as long as the work does, also when nobody waits for its result any more.
             let _turn = turn;
             work()
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| Status::internal("the work was given up"))
+    }
+
+    /// As if all were at work.
+    #[cfg(test)]
+    pub(crate) async fn all_turns(&self) -> Vec<crate::turns::Turn> {
+        let mut turns = Vec::new();
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            turns.push(self.turns.turn("all", 1).await);
+        }
+        turns
     }
 }
 
@@ -137,14 +163,27 @@ mod tests {
         assert_eq!(buckets.known.lock().unwrap().len(), 1);
     }
 
+    #[test]
+    fn what_was_granted_and_not_used_is_there_again_and_no_more_than_that() {
+        let (buckets, start) = (Buckets::new(LIMIT), Instant::now());
+        let granted = buckets.take("a", 8, start);
+        buckets.give_back("a", granted);
+        assert_eq!(buckets.take("a", 100, start).items, 10);
+        buckets.give_back("a", granted);
+        assert_eq!(buckets.take("a", 100, start).items, 8);
+        buckets.give_back("a", granted);
+        buckets.give_back("a", granted);
+        assert_eq!(buckets.take("a", 100, start).items, 10, "never more than the burst");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn work_that_has_no_turn_is_sent_away_and_told_when_to_come_back() {
-        let pool = Pool { turns: Arc::new(Semaphore::new(1)) };
-        let turn = Arc::clone(&pool.turns).acquire_owned().await.unwrap();
-        let status = pool.run(|| ()).await.unwrap_err();
+        let pool = Pool { turns: Turns::new(1) };
+        let turn = pool.turns.turn("a", 1).await;
+        let status = pool.run(("b", 1), || ()).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
         assert_eq!(status.metadata().get("retry-after-ms").unwrap(), "1000");
         drop(turn);
-        assert_eq!(pool.run(|| 7).await.unwrap(), 7);
+        assert_eq!(pool.run(("b", 1), || 7).await.unwrap(), 7);
     }
 }

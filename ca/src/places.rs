@@ -21,9 +21,14 @@ pub(crate) struct Place {
     _of_all: OwnedSemaphorePermit,
 }
 
-/// From where somebody calls: an IPv4 address, or 64 bits of an IPv6 one. Whoever has one of the latter has all below.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Source(IpAddr);
+/// Who takes places.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    /// From where somebody calls: an IPv4 address, or 64 bits of an IPv6 one. Whoever has one of the latter has all below.
+    Address(IpAddr),
+    /// Who has proved to be a node's agent. Many nodes may be behind one address.
+    Node(String),
+}
 
 /// Only sources that have a place are in here, so that it is never larger than there are places.
 #[derive(Debug)]
@@ -51,7 +56,7 @@ impl Places {
         if count >= self.sources.most {
             return None;
         }
-        taken.insert(source, count + 1);
+        taken.insert(source.clone(), count + 1);
         Some(Place { source, sources: Arc::clone(&self.sources), _of_all: free })
     }
 
@@ -79,7 +84,7 @@ impl Drop for Place {
 
 impl From<IpAddr> for Source {
     fn from(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
+        Self::Address(match address.to_canonical() {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
             address @ IpAddr::V4(_) => address,
         })
@@ -100,25 +105,35 @@ mod tests {
     fn one_source_cannot_take_the_others_places() {
         let places = Places::new(4, 2);
         let (a, b, c) = (source("10.0.0.1"), source("10.0.0.2"), source("10.0.0.3"));
-        let first = places.take(a).unwrap();
-        let _second = places.take(a).unwrap();
-        assert!(places.take(a).is_none());
-        let _others = (places.take(b).unwrap(), places.take(c).unwrap());
-        assert!(places.take(c).is_none(), "there are four in all");
+        let take = |source: &Source| places.take(source.clone());
+        let first = take(&a).unwrap();
+        let _second = take(&a).unwrap();
+        assert!(take(&a).is_none());
+        let _others = (take(&b).unwrap(), take(&c).unwrap());
+        assert!(take(&c).is_none(), "there are four in all");
         drop(first);
-        let _again = places.take(a).unwrap();
-        assert!(places.take(a).is_none());
+        let _again = take(&a).unwrap();
+        assert!(take(&a).is_none());
     }
 
     #[test]
     fn a_place_that_was_not_given_is_free_and_nothing_is_kept_of_who_left() {
         let places = Places::new(2, 1);
         let a = source("10.0.0.1");
-        let place = places.take(a).unwrap();
+        let place = places.take(a.clone()).unwrap();
         assert!(places.take(a).is_none());
         let other = places.take(source("10.0.0.2")).unwrap();
         drop((place, other));
         assert!(places.sources.taken().is_empty());
+    }
+
+    #[test]
+    fn nodes_behind_one_address_do_not_take_each_others_places() {
+        let places = Places::new(4, 2);
+        let node = |name: &str| places.take(Source::Node(name.to_owned()));
+        let _one = (node("node-a").unwrap(), node("node-a").unwrap());
+        assert!(node("node-a").is_none());
+        let _other = (node("node-b").unwrap(), node("node-b").unwrap());
     }
 
     #[test]

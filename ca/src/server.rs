@@ -36,7 +36,7 @@ use crate::directory::DirectoryFile;
 use crate::keys::Key;
 use crate::limits::{Buckets, Pool};
 use crate::peer::Caller;
-use crate::places::Places;
+use crate::places::{Places, Source};
 use crate::rotating::keep_advancing;
 use crate::service::Service;
 use crate::storage::Storage;
@@ -54,8 +54,8 @@ const STRANGER: Duration = Duration::from_secs(15);
 const MOST_STRANGERS: usize = 1024;
 const MOST_STRANGERS_OF_ONE: usize = 64;
 const MOST_AGENTS: usize = 16 * 1024;
-/// Many nodes may be behind one address.
-const MOST_AGENTS_OF_ONE: usize = 1024;
+/// An agent has two, and two more while it hands over or comes back sooner than its last ones have ended.
+const MOST_AGENTS_OF_ONE: usize = 16;
 /// A full batch of the longest requests fits.
 const LARGEST_MESSAGE: usize = 64 * 1024;
 /// An agent makes one call after the other. Whatever is called at once is held in memory, as large as a message may be.
@@ -163,6 +163,10 @@ async fn accept(
             debug!(%peer, "too many handshakes at once: closed");
             continue;
         };
+        // Answers do not wait for acknowledgements of what went before: that is 40 ms for each call.
+        if let Err(error) = socket.set_nodelay(true) {
+            debug!(%peer, %error, "its answers may be late");
+        }
         let tls = TlsAcceptor::from(tls.load_full());
         let (admission, connections) = (admission.clone(), connections.clone());
         tokio::spawn(async move {
@@ -193,13 +197,13 @@ impl Admission {
     fn admit(&self, stream: TlsStream<TcpStream>, peer: SocketAddr) -> Option<Connection<TlsStream<TcpStream>>> {
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let caller = Caller::of(leaf, &self.trust_domain);
-        let (places, life) = match &caller.agent {
-            Some(agent) => (&self.agents, agent.left()),
-            None => (&self.strangers, STRANGER),
+        let (places, source, life) = match &caller.agent {
+            Some(agent) => (&self.agents, Source::Node(agent.node.clone()), agent.left()),
+            None => (&self.strangers, peer.ip().into(), STRANGER),
         };
-        let Some(place) = places.take(peer.ip().into()) else {
+        let Some(place) = places.take(source) else {
             match &caller.agent {
-                Some(agent) => warn!(%peer, node = agent.node, "too many connections of agents: closed"),
+                Some(agent) => warn!(%peer, node = agent.node, "too many connections of this node's agents: closed"),
                 // They may be many, and on purpose.
                 None => debug!(%peer, "too many connections of strangers: closed"),
             }

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use crate::CaError;
@@ -149,8 +149,8 @@ impl Service {
         }
         let identity = pod.identity.as_str();
         let proved = proved_key(&item.csr, identity).map_err(|error| refused(Reason::BadCsr, error))?;
-        if let Some(entry) = current.state.denial(pod, &proved.hash) {
-            return Err(refused(Reason::Denied, format!("{} is denied: {}", entry.what, entry.reason)));
+        if let Some((what, reason)) = current.denied.of_pod(pod, &proved.hash) {
+            return Err(refused(Reason::Denied, format!("{what} is denied: {reason}")));
         }
         if proved.hash == agent.own_key || current.authority.is_own_key(&proved.hash) {
             return Err(refused(Reason::BadCsr, "the key is an agent's or the CA's own"));
@@ -234,7 +234,8 @@ impl Ca for Arc<Service> {
 
     async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<AttestReply>, Status> {
         let (service, caller, request) = (Self::clone(self), caller(&request)?, request.into_inner());
-        self.attesting.run(move || service.as_ref().attest(&caller, &request)).await?.map(Response::new)
+        // Strangers can say whatever name they like: one line for all.
+        self.attesting.run(("", 1), move || service.as_ref().attest(&caller, &request)).await?.map(Response::new)
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignReply>, Status> {
@@ -247,8 +248,15 @@ impl Ca for Arc<Service> {
         // What is beyond a node's share costs nobody else a turn.
         blocking(move || service.admitted(&known).map(drop)).await??;
         let (service, granted) = (Self::clone(self), self.buckets.take(&agent.node, items.len(), Instant::now()));
+        let node = agent.node.clone();
         let work = move || service.as_ref().sign_all(&agent, &items, granted);
-        let signed = if granted.items == 0 { blocking(work).await } else { self.signing.run(work).await };
+        if granted.items == 0 {
+            return blocking(work).await?.map(Response::new);
+        }
+        let signed = self.signing.run((&node, granted.items), work).await;
+        if signed.as_ref().is_err_and(|status| status.code() == Code::ResourceExhausted) {
+            self.buckets.give_back(&node, granted);
+        }
         signed?.map(Response::new)
     }
 
@@ -461,18 +469,32 @@ pods:
         assert!(service.sign_all(&agent("node-b"), &[], ALL).is_ok());
     }
 
+    fn call(node: &str, pod: &str, csrs: &[Vec<u8>]) -> Request<SignRequest> {
+        let mut request = Request::new(SignRequest { items: csrs.iter().map(|csr| item(pod, csr)).collect() });
+        let mut caller = Caller::default();
+        caller.agent = Some(agent(node));
+        request.extensions_mut().insert(caller);
+        request
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_busy_ca_did_not_give_is_not_taken_from_a_nodes_share() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = Arc::new(service(folder.path()));
+        let turns = service.signing.all_turns().await;
+        let csrs: Vec<_> = (0..10).map(|_| csr()).collect();
+        let busy = service.sign(call("node-a", "uid-web", &csrs)).await.unwrap_err();
+        assert_eq!(busy.code(), Code::ResourceExhausted);
+        drop(turns);
+        let reply = service.sign(call("node-a", "uid-web", &csrs)).await.unwrap().into_inner();
+        assert_eq!(outcomes(reply), vec![None; 10]);
+    }
+
     #[tokio::test]
     async fn a_burst_of_one_node_leaves_the_others_served() {
         let folder = tempfile::tempdir().unwrap();
         let service = Arc::new(service(folder.path()));
         let [ours, theirs] = [(); 2].map(|()| (0..10).map(|_| csr()).collect::<Vec<_>>());
-        let call = |node: &str, pod: &str, csrs: &[Vec<u8>]| {
-            let mut request = Request::new(SignRequest { items: csrs.iter().map(|csr| item(pod, csr)).collect() });
-            let mut caller = Caller::default();
-            caller.agent = Some(agent(node));
-            request.extensions_mut().insert(caller);
-            request
-        };
         let mut refusals = Vec::new();
         for _ in 0..10 {
             let reply = service.sign(call("node-a", "uid-web", &ours)).await.unwrap().into_inner();

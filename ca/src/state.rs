@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use agent_core::directory::Pod;
 use agent_core::identity::SpiffeId;
 use serde::{Deserialize, Serialize};
 
 use crate::deny::{self, Denied};
+use crate::federation::relations::Relations;
 use crate::outside::Grant;
 use crate::rotation::{Order, Phase, Roots, Rotation};
 use crate::token::{JoinToken, KeyHash, from_hex, to_hex};
@@ -61,6 +61,8 @@ pub(crate) struct Published {
     pub(crate) deny: Vec<deny::Entry>,
     #[serde(default)]
     pub(crate) rotate: Vec<Order>,
+    #[serde(default)]
+    federation: Relations,
 }
 
 /// Which version of a trust domain's anchors was told.
@@ -150,6 +152,16 @@ impl State {
         &self.published
     }
 
+    /// The other trust domains.
+    pub(crate) fn federation(&self) -> &Relations {
+        &self.published.federation
+    }
+
+    /// The other trust domains.
+    pub(crate) fn federation_mut(&mut self) -> &mut Relations {
+        &mut self.published.federation
+    }
+
     /// The pinned nodes, by name.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &str> {
         self.nodes.keys().map(String::as_str)
@@ -184,19 +196,6 @@ impl State {
     /// The nodes that get no certificates, and why.
     pub(crate) fn quarantined(&self) -> &BTreeMap<String, Quarantine> {
         &self.quarantined
-    }
-
-    /// The entry that denies this pod, if one does.
-    pub(crate) fn denial(&self, pod: &Pod, key: &KeyHash) -> Option<&deny::Entry> {
-        let key = to_hex(key);
-        self.published.deny.iter().find(|entry| match &entry.what {
-            Denied::Identity(identity) => *identity == pod.identity.as_str(),
-            Denied::Pod(uid) => *uid == pod.uid.as_str(),
-            Denied::Key(hash) => *hash == key,
-            Denied::Node(node) => *node == pod.node,
-            Denied::TrustDomain(domain) => *domain == pod.identity.trust_domain().as_str(),
-            Denied::Serial { .. } => false,
-        })
     }
 
     /// What clients that are no pods were given and may have in use.
@@ -271,11 +270,12 @@ impl State {
         self.published.deny.len() < before
     }
 
-    /// Notes which anchors a trust domain has, by a hash over all of them.
+    /// Notes which anchors a trust domain has, by a hash over all of them. Their version jumps to the time, as the sequence
+    /// does: other clusters refuse what is older than what they have.
     pub(crate) fn note_bundle(&mut self, trust_domain: &str, anchors: &KeyHash) {
         let version = self.published.bundles.entry(trust_domain.to_owned()).or_default();
         if version.anchors != to_hex(anchors) {
-            *version = BundleVersion { sequence: version.sequence + 1, anchors: to_hex(anchors) };
+            *version = BundleVersion { sequence: (version.sequence + 1).max(now()), anchors: to_hex(anchors) };
         }
     }
 
@@ -356,10 +356,11 @@ mod tests {
         state.count(&told);
         let first = state.sequence();
         let told = state.published().clone();
+        let version = state.bundle_sequence("test.mantle", &[1; 32]).unwrap();
         state.note_bundle("test.mantle", &[2; 32]);
         state.count(&told);
         assert!(state.sequence() > first);
-        assert_eq!(state.bundle_sequence("test.mantle", &[2; 32]), Some(2));
+        assert!(state.bundle_sequence("test.mantle", &[2; 32]).unwrap() > version);
         assert_eq!(state.bundle_sequence("test.mantle", &[1; 32]), None);
     }
 }

@@ -1,10 +1,12 @@
 //! One agent's Watch: it is told whatever is in force, and what it answers is noted.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
-use tonic::{Status, Streaming};
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::{Stream as Messages, StreamExt as _};
+use tonic::Status;
 use tracing::{info, warn};
 
 use crate::agents::Stream;
@@ -12,14 +14,17 @@ use crate::current::Current;
 use crate::peer::Agent;
 use crate::wire::{WatchAck, WatchUpdate};
 
+/// An agent answers within this; the CA has no other way to tell that it hears.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// One stream, as long as it lasts.
-pub(crate) struct Watching {
+pub(crate) struct Watching<A> {
     pub(crate) agent: Agent,
     pub(crate) stream: Stream,
     pub(crate) current: watch::Receiver<Arc<Current>>,
     /// Becomes true when the CA stops.
     pub(crate) closing: watch::Receiver<bool>,
-    pub(crate) acks: Streaming<WatchAck>,
+    pub(crate) acks: A,
 }
 
 /// What happens next.
@@ -33,22 +38,22 @@ enum Event<'a> {
     Gone,
     /// The CA stops.
     Closing,
+    /// It has not answered in time.
+    Silent,
+    /// Too many of the same node came after it.
+    Unheard,
 }
 
-impl Watching {
+impl<A: Messages<Item = Result<WatchAck, Status>> + Unpin> Watching<A> {
     /// Until the agent has said its last word, is not admitted any more, or the CA stops. An agent that does not read is not
     /// waited for: it gets what is in force when it does.
     pub(crate) async fn run(mut self, updates: mpsc::Sender<Result<WatchUpdate, Status>>) {
         // Whatever happened since the call began is looked at first.
         self.current.mark_changed();
         let mut in_force = Arc::clone(&self.current.borrow());
-        let mut is_due = false;
-        let mut last = None;
+        let (mut is_due, mut last, mut answer_by) = (false, None, None);
         let end = loop {
-            if !self.stream.is_heard() {
-                break Status::resource_exhausted("too many agents of this node watch: the newest are heard");
-            }
-            match self.next(&updates, is_due).await {
+            match self.next(&updates, is_due, answer_by).await {
                 Event::Room(room) => {
                     let update = WatchUpdate { now_ms: now_ms(), ..in_force.update.clone() };
                     (is_due, last) = (false, Some(update.sequence));
@@ -62,8 +67,21 @@ impl Watching {
                     }
                     // The state changes also by what is not told.
                     is_due = last != Some(in_force.update.sequence);
+                    if is_due {
+                        answer_by.get_or_insert_with(|| Instant::now() + ANSWER);
+                    }
                 }
-                Event::Said(ack) => self.said(&ack),
+                Event::Said(ack) => {
+                    if !is_due && Some(ack.sequence) == last {
+                        answer_by = None;
+                    }
+                    // Nobody has what was not told.
+                    self.said(&WatchAck { sequence: ack.sequence.min(last.unwrap_or(0)), ..ack });
+                }
+                Event::Silent => break Status::deadline_exceeded("the agent does not answer"),
+                Event::Unheard => {
+                    break Status::resource_exhausted("too many agents of this node watch: the newest are heard");
+                }
                 Event::Gone => return,
                 Event::Closing => break Status::unavailable("the CA stops"),
             }
@@ -73,13 +91,26 @@ impl Watching {
         drop(updates.try_send(Err(end)));
     }
 
-    async fn next<'a>(&mut self, updates: &'a mpsc::Sender<Result<WatchUpdate, Status>>, is_due: bool) -> Event<'a> {
+    async fn next<'a>(
+        &mut self,
+        updates: &'a mpsc::Sender<Result<WatchUpdate, Status>>,
+        is_due: bool,
+        answer_by: Option<Instant>,
+    ) -> Event<'a> {
+        let silent = async {
+            match answer_by {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             changed = self.current.changed() => changed.map_or(Event::Gone, |()| Event::Changed),
             room = updates.reserve(), if is_due => room.map_or(Event::Gone, Event::Room),
-            ack = self.acks.message() => ack.ok().flatten().map_or(Event::Gone, Event::Said),
+            ack = self.acks.next() => ack.and_then(Result::ok).map_or(Event::Gone, Event::Said),
             _ = self.closing.wait_for(|closing| *closing) => Event::Closing,
+            () = self.stream.unheard() => Event::Unheard,
+            () = silent => Event::Silent,
         }
     }
 
@@ -95,4 +126,110 @@ impl Watching {
 pub(crate) fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use tokio::time::timeout;
+    use tokio_stream::wrappers::ReceiverStream;
+    use tonic::Code;
+
+    use crate::agents::Agents;
+    use crate::current::Follower;
+    use crate::storage::Storage;
+    use crate::token::JoinToken;
+
+    /// Long enough for whatever is bounded.
+    const LONG: Duration = Duration::from_secs(3600);
+
+    /// A CA, and one agent that watches.
+    struct World {
+        _folder: tempfile::TempDir,
+        agents: Arc<Agents>,
+        acks: mpsc::Sender<Result<WatchAck, Status>>,
+        updates: mpsc::Receiver<Result<WatchUpdate, Status>>,
+        _closing: watch::Sender<bool>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let storage = Storage::open(folder.path()).unwrap();
+            let agents = Arc::new(Agents::open(&storage));
+            let follower = Follower::open(storage, "test.mantle".parse().unwrap()).unwrap();
+            let token = JoinToken::generate("node-a", [0; 32]);
+            let joined = follower.storage().change(|state| {
+                state.add_token(&token, LONG);
+                state.admit_by_token("node-a", &token, &[1; 32])
+            });
+            joined.unwrap().unwrap();
+            follower.look();
+            let (acks, said) = mpsc::channel(4);
+            let (updates, told) = mpsc::channel(1);
+            let (closing, closes) = watch::channel(false);
+            let until = SystemTime::now() + LONG;
+            let watching = Watching {
+                agent: Agent { node: "node-a".to_owned(), node_key: [1; 32], own_key: [2; 32], until },
+                stream: agents.connected("node-a"),
+                current: follower.subscribe(),
+                closing: closes,
+                acks: ReceiverStream::new(said),
+            };
+            // The follower is kept with the stream: without it the CA has ended.
+            tokio::spawn(async move {
+                watching.run(updates).await;
+                drop(follower);
+            });
+            Self { _folder: folder, agents, acks, updates: told, _closing: closing }
+        }
+
+        async fn update(&mut self) -> u64 {
+            self.updates.recv().await.unwrap().unwrap().sequence
+        }
+
+        async fn ack(&self, sequence: u64) {
+            self.acks.send(Ok(WatchAck { sequence, ..WatchAck::default() })).await.unwrap();
+        }
+
+        async fn end(&mut self) -> Option<Code> {
+            let end = timeout(LONG, self.updates.recv()).await.ok()?.unwrap();
+            Some(end.unwrap_err().code())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_does_not_answer_is_not_watched_for_ever() {
+        let mut silent = World::new();
+        silent.update().await;
+        silent.ack(0).await;
+        assert_eq!(silent.end().await, Some(Code::DeadlineExceeded), "what it says answers nothing");
+        let unread = World::new();
+        assert_eq!(timeout(LONG, unread.acks.closed()).await, Ok(()), "nor is one that does not read");
+        let mut answers = World::new();
+        let sequence = answers.update().await;
+        answers.ack(sequence).await;
+        assert_eq!(answers.end().await, None, "the twin that answers stays");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_is_heard_no_more_is_told_so_at_once() {
+        let mut world = World::new();
+        let sequence = world.update().await;
+        world.ack(sequence).await;
+        let _others: Vec<Stream> = (0..4).map(|_| world.agents.connected("node-a")).collect();
+        assert_eq!(world.end().await, Some(Code::ResourceExhausted));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_has_what_was_not_told() {
+        let mut world = World::new();
+        let sequence = world.update().await;
+        world.ack(u64::MAX).await;
+        drop(world.acks);
+        while world.updates.recv().await.is_some() {}
+        assert_eq!(world.agents.nodes()["node-a"].sequence, sequence);
+    }
 }

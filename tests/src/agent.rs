@@ -7,11 +7,13 @@ use std::process::{Command, ExitStatus, Output};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::ca;
 use crate::cgroup::Cgroup;
 use crate::directory::Reader;
 use crate::failure::Must as _;
+use crate::metrics::Metrics;
 use crate::process::Process;
 use crate::records::Records;
 use crate::status::Status;
@@ -80,6 +82,14 @@ impl Default for AgentSettings {
             capabilities: None,
             more: String::new(),
         }
+    }
+}
+
+impl AgentSettings {
+    /// These, and metrics where [`Agent::metrics`] reads them.
+    pub fn with_metrics(mut self) -> Self {
+        self.more.push_str(&format!("metrics: {}\n", crate::metrics::address()));
+        self
     }
 }
 
@@ -225,6 +235,40 @@ impl Agent {
     /// Runs `mantle agent` with other words for the same configuration, to its end.
     pub fn run(&self, words: &[&str]) -> Output {
         self.command(words).output().must("cannot run mantle")
+    }
+
+    /// Runs another of the operator's commands, such as `["certs"]`, for the same configuration, to its end.
+    pub fn operate(&self, words: &[&str]) -> Output {
+        let mut command = self.node.namespace.command(mantle());
+        command.args(words).arg("--config").arg(self.config_path());
+        command.output().must("cannot run mantle")
+    }
+
+    /// What it tells of its certificates: the rows of `mantle certs --json`.
+    #[track_caller]
+    pub fn certs(&self) -> Value {
+        let output = self.operate(&["certs", "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).must("`mantle certs --json` prints JSON")
+    }
+
+    /// Its metrics, at the address that [`AgentSettings::with_metrics`] has configured.
+    ///
+    /// # Panics
+    /// If nobody shows them there.
+    pub fn metrics(&self) -> Metrics {
+        wait::until("the agent shows its metrics", || Metrics::read(&self.node.namespace))
+    }
+
+    /// Its process's id.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().must("the agent does not run").id()
+    }
+
+    /// Where it answers an operator.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.folder.join(format!("run/{}.admin.sock", self.instance))
     }
 
     /// `mantle agent <words> --config <its configuration>`, on its node.

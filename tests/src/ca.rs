@@ -94,9 +94,26 @@ impl Ca {
         self.operate(&["issue"], ["--name", name], &["--csr", csr, "--out", out]);
     }
 
+    /// Runs `mantle ca rotate` with these words. What it prints, or why it refuses.
+    ///
+    /// # Errors
+    /// What it says on standard error.
+    pub fn rotate(&self, words: &[&str]) -> Result<String, String> {
+        let output = self.command(&["rotate"]).args(words).arg("--config").arg(&self.config).output();
+        let output = output.must("cannot run mantle");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
     /// What it has said since it was started.
     pub fn said(&self) -> String {
         self.process.as_ref().must("the CA does not run").said()
+    }
+
+    /// Its process's id.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().must("the CA does not run").id()
     }
 
     #[track_caller]

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the same load between the same two pods, without Mantle and with it, in one run.
 
+mod ca;
 mod handover;
 mod pods;
 
@@ -37,6 +38,8 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum What {
+    /// What the CA can take: certificates per second, and a thousand nodes that start again at once.
+    Ca(self::ca::Arguments),
     /// How long it takes to enrol all pods of a full node, and what each of them costs in memory.
     Pods(pods::Arguments),
     /// Replace both agents while connections are opened as fast as they can be; each one must succeed.
@@ -62,6 +65,7 @@ struct Figures {
 /// Measures, and prints a table.
 pub(crate) fn run(arguments: &Arguments) -> Done {
     match &arguments.what {
+        Some(What::Ca(arguments)) => self::ca::run(arguments),
         Some(What::Pods(arguments)) => pods::run(arguments),
         Some(What::Handover { seconds }) => handover::run(*seconds),
         None => run_connections(arguments),

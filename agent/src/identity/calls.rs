@@ -10,7 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::client::Client;
+use super::client::{Client, code};
+use crate::counts::Counts;
 
 /// Who waits for the connection; more wait for a place here.
 const QUEUE: usize = 16;
@@ -56,6 +57,7 @@ pub(super) trait Signer: Clone + Send + 'static {
 #[derive(Clone, Debug)]
 pub(super) struct Calls {
     asks: mpsc::Sender<Ask>,
+    counts: Counts,
 }
 
 #[derive(Debug)]
@@ -75,7 +77,8 @@ pub(super) struct Connection {
 /// The way to the CA, and the task that keeps it, which ends with the last [`Calls`].
 pub(super) fn open(client: Client) -> (Calls, impl Future<Output = ()> + Send) {
     let (asks, asked) = mpsc::channel(QUEUE);
-    (Calls { asks }, keep(client, asked))
+    let counts = client.counts().clone();
+    (Calls { asks, counts }, keep(client, asked))
 }
 
 async fn keep(mut client: Client, mut asked: mpsc::Receiver<Ask>) {
@@ -122,7 +125,9 @@ impl Signer for Calls {
     async fn sign(&self, items: Vec<SignItem>) -> Result<Vec<Answer>, CallError> {
         let count = items.len();
         let mut connection = self.connection().await?;
-        let answer = match connection.client.sign(SignRequest { items }).await {
+        let answer = connection.client.sign(SignRequest { items }).await;
+        self.counts.ca_request("sign", code(answer.as_ref().err().map(Status::code)));
+        let answer = match answer {
             Ok(answer) => answer.into_inner(),
             Err(status) => return Err(self.failed(&connection, &status).await),
         };
@@ -165,7 +170,7 @@ mod tests {
 
     async fn calls(ca: &TestCa) -> Calls {
         let config = ca.node("node-a", "a", Some(&ca.token("node-a")));
-        let (calls, connection) = open(Client::new(&config, Node::open(&config).unwrap()));
+        let (calls, connection) = open(Client::new(&config, Node::open(&config).unwrap(), &Counts::default()));
         tokio::spawn(connection);
         calls.connection().await.unwrap();
         calls

@@ -7,6 +7,7 @@ use ca::wire::{AttestRequest, ChallengeRequest, attest_message};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -14,6 +15,7 @@ use super::IdentityConfig;
 use super::node::Node;
 use super::roots::Roots;
 use super::transport::{AgentCertificate, CaPlace, connect};
+use crate::counts::Counts;
 
 /// An attestation is used for half of the hour that its certificate lives.
 const SESSION: Duration = Duration::from_secs(30 * 60);
@@ -34,6 +36,7 @@ pub(super) struct Client {
     place: CaPlace,
     node: Node,
     session: Option<Session>,
+    counts: Counts,
 }
 
 /// An attestation, good until its certificate ends.
@@ -46,23 +49,28 @@ struct Session {
 }
 
 impl Session {
-    async fn client(&mut self, place: &CaPlace) -> Result<CaClient<Channel>, String> {
+    async fn client(&mut self, place: &CaPlace, counts: &Counts) -> Result<CaClient<Channel>, String> {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        let client = CaClient::new(connect(place, Some(&self.certificate)).await?);
+        let client = dial(place, counts, Some(&self.certificate)).await?;
         Ok(self.client.insert(client).clone())
     }
 }
 
 impl Client {
-    pub(super) fn new(config: &IdentityConfig, node: Node) -> Self {
+    pub(super) fn new(config: &IdentityConfig, node: Node, counts: &Counts) -> Self {
         let place = CaPlace {
             address: config.ca_address,
             trust_domain: config.trust_domain.clone(),
             roots: node.roots.clone(),
         };
-        Self { place, node, session: None }
+        Self { place, node, session: None, counts: counts.clone() }
+    }
+
+    /// Where its calls are counted.
+    pub(super) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// By which roots the CA is known.
@@ -75,7 +83,7 @@ impl Client {
         let session = self.session.take().filter(|session| session.certificate.is_valid());
         self.session = session;
         if let Some(session) = self.session.as_mut().filter(|session| Instant::now() < session.due) {
-            let client = session.client(&self.place).await;
+            let client = session.client(&self.place, &self.counts).await;
             if client.is_err() {
                 session.due = Instant::now();
             }
@@ -85,7 +93,7 @@ impl Client {
             Ok(certificate) => {
                 // Attested, whether the next connection can be made or not.
                 let session = self.session.insert(Session { certificate, client: None, due: Instant::now() + SESSION });
-                return session.client(&self.place).await;
+                return session.client(&self.place, &self.counts).await;
             }
             Err(error) => error,
         };
@@ -98,7 +106,7 @@ impl Client {
     /// As an agent, if we are one: strangers can't take an agent's place at the CA. Otherwise as a stranger.
     async fn attest(&mut self) -> Result<AgentCertificate, String> {
         if let Some(session) = &mut self.session {
-            let attested = match session.client(&self.place).await {
+            let attested = match session.client(&self.place, &self.counts).await {
                 Ok(client) => self.attest_over(client).await,
                 Err(error) => Err(error),
             };
@@ -108,14 +116,15 @@ impl Client {
                 Err(error) => debug!(error, "cannot attest as an agent"),
             }
         }
-        let client = CaClient::new(connect(&self.place, None).await?);
+        let client = dial(&self.place, &self.counts, None).await?;
         self.attest_over(client).await
     }
 
     /// Proves to be this node: by the token the first time, by the node's key from then on.
     async fn attest_over(&mut self, mut client: CaClient<Channel>) -> Result<AgentCertificate, String> {
-        let words = |status: tonic::Status| format!("the CA does not attest this node: {}", status.message());
-        let nonce = client.challenge(ChallengeRequest {}).await.map_err(words)?.into_inner().nonce;
+        let words = |status: Status| format!("the CA does not attest this node: {}", status.message());
+        let nonce = client.challenge(ChallengeRequest {}).await;
+        let nonce = self.counted("challenge", nonce).map_err(words)?.into_inner().nonce;
         let KeyRequest { key, csr } = key_request()?;
         let message = attest_message(&nonce, &self.node.name, &csr);
         let signature = self.node.sign(&message).ok_or("the node's key does not sign")?;
@@ -127,12 +136,18 @@ impl Client {
             signature,
             csr,
         };
-        let answer = client.attest(request).await.map_err(words)?.into_inner();
+        let answer = client.attest(request).await;
+        let answer = self.counted("attest", answer).map_err(words)?.into_inner();
         let chain = answer.chain.into_iter().map(CertificateDer::from).collect();
         let certificate = AgentCertificate::new(chain, key).ok_or("the CA's answer has no certificate")?;
         self.node.joined();
         info!(node = %self.node.name, "attested");
         Ok(certificate)
+    }
+
+    fn counted<T>(&self, call: &'static str, ended: Result<T, Status>) -> Result<T, Status> {
+        self.counts.ca_request(call, code(ended.as_ref().err().map(Status::code)));
+        ended
     }
 
     /// The next call has a new connection, and attests anew if it can.
@@ -141,6 +156,21 @@ impl Client {
             (session.client, session.due) = (None, Instant::now());
         }
     }
+}
+
+async fn dial(
+    place: &CaPlace,
+    counts: &Counts,
+    certificate: Option<&AgentCertificate>,
+) -> Result<CaClient<Channel>, String> {
+    let channel = connect(place, certificate).await;
+    counts.ca_request("connect", code(channel.as_ref().err().map(|_| Code::Unavailable)));
+    channel.map(CaClient::new)
+}
+
+/// What a call is counted under.
+pub(super) fn code(failed: Option<Code>) -> String {
+    format!("{:?}", failed.unwrap_or(Code::Ok))
 }
 
 /// Makes a P-256 key and a request that says nothing but that.
@@ -166,7 +196,7 @@ mod tests {
     /// A client that has attested, and must do so again.
     async fn due(ca: &TestCa) -> Client {
         let config = ca.node("node-a", "a", Some(&ca.token("node-a")));
-        let mut client = Client::new(&config, Node::open(&config).unwrap());
+        let mut client = Client::new(&config, Node::open(&config).unwrap(), &Counts::default());
         ask(&mut client).await.unwrap();
         client.session.as_mut().unwrap().due = Instant::now();
         client

@@ -312,7 +312,7 @@ async fn certificates_are_renewed_and_survive_both_restarts() {
     let id = |name: &str| format!("spiffe://test.mantle/ns/shop/sa/{name}").parse::<SpiffeId>().unwrap();
     let pods = vec![(web.clone(), id("web-sa")), (db.clone(), id("db-sa")), (nobody.clone(), id("x"))];
     let (wanted, wanted_pods) = watch::channel(pods);
-    let identity = start(&config, wanted_pods.clone(), Estate::default()).unwrap();
+    let identity = start(&config, wanted_pods.clone(), Estate::default(), &Counts::default()).unwrap();
     let mut certificates = identity.certificates();
     let first = certificates.wait_for(|all| all.get(&web).is_some()).await.unwrap().get(&web).unwrap().clone();
     assert_eq!(first.identity(), &id("web-sa"));
@@ -335,13 +335,13 @@ async fn certificates_are_renewed_and_survive_both_restarts() {
     ca.run().await;
     wanted.send(vec![(web.clone(), id("web-sa"))]).unwrap();
     config.join_token_file = None;
-    let identity = start(&config, wanted_pods, Estate::default()).unwrap();
+    let identity = start(&config, wanted_pods, Estate::default(), &Counts::default()).unwrap();
     let mut certificates = identity.certificates();
     certificates.wait_for(|all| all.get(&web).is_some()).await.unwrap();
 
     // A successor has what it inherits at once, before anybody has been asked.
     let estate = identity.estate();
-    let heir = start(&config, watch::channel(estate.wanted()).1, estate).unwrap();
+    let heir = start(&config, watch::channel(estate.wanted()).1, estate, &Counts::default()).unwrap();
     assert!(heir.certificates().borrow().get(&web).is_some());
 
     // Without a CA the certificate is kept as long as it lives, and no longer.

@@ -66,6 +66,7 @@ pub(super) async fn connect(place: &CaPlace, certificate: Option<&AgentCertifica
         let tls = tls.clone();
         async move {
             let socket = TcpStream::connect(address).await?;
+            socket.set_nodelay(true)?;
             // No name is sent or checked; rustls wants one.
             let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0; 4])));
             Ok::<_, std::io::Error>(TokioIo::new(tls.connect(nobody, socket).await?))

@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use tracing::{error, info, warn};
 
 use super::Certificates;
-use super::client::Client;
+use super::client::{Client, code};
 use crate::secure::Trust;
 
 mod update;
@@ -66,6 +66,8 @@ pub(super) struct Watch {
     certificates: watch::Receiver<Arc<Certificates>>,
     told: Told,
     failures: u32,
+    /// By which the CA knows that a stream is the next one of the same agent.
+    name: [u8; 16],
 }
 
 /// What was answered last.
@@ -91,7 +93,7 @@ impl Watch {
         certificates: watch::Receiver<Arc<Certificates>>,
         told: Told,
     ) -> Self {
-        Self { client, own, certificates, told, failures: 0 }
+        Self { client, own, certificates, told, failures: 0, name: rand::random() }
     }
 
     pub(super) async fn run(mut self) {
@@ -109,7 +111,7 @@ impl Watch {
         let (acks, sent) = mpsc::channel(ANSWERS);
         let mut used = self.used();
         let mut answer = Answer::default();
-        say(&acks, &answer, &used)?;
+        self.say(&acks, &answer, &used)?;
         let mut updates = self.open(ReceiverStream::new(sent)).await?;
         let opened = Instant::now();
         let mut ticks = interval(TELL);
@@ -122,7 +124,7 @@ impl Watch {
                     answer = self.take(&update);
                     // What is in use now: the CA takes the last word for it.
                     used = self.used();
-                    say(&acks, &answer, &used)?;
+                    self.say(&acks, &answer, &used)?;
                 }
                 _ = ticks.tick() => {
                     if answer.sequence == 0 && opened.elapsed() > FIRST {
@@ -135,7 +137,7 @@ impl Watch {
                     let now = self.used();
                     if kept || now != used {
                         used = now;
-                        say(&acks, &answer, &used)?;
+                        self.say(&acks, &answer, &used)?;
                     }
                 }
             }
@@ -145,7 +147,9 @@ impl Watch {
     /// Opens a stream as this node's agent.
     async fn open(&mut self, acks: ReceiverStream<WatchAck>) -> Result<Streaming<WatchUpdate>, String> {
         let mut client = self.client.session().await?;
-        let answer = client.watch(acks).await.map_err(|status| self.failed(&status))?;
+        let answer = client.watch(acks).await;
+        self.client.counts().ca_request("watch", code(answer.as_ref().err().map(Status::code)));
+        let answer = answer.map_err(|status| self.failed(&status))?;
         Ok(answer.into_inner())
     }
 
@@ -209,6 +213,12 @@ impl Watch {
         });
     }
 
+    fn say(&self, acks: &mpsc::Sender<WatchAck>, answer: &Answer, used: &[AnchorUse]) -> Result<(), String> {
+        let (rejected, agent) = (answer.rejected.clone(), self.name.to_vec());
+        let ack = WatchAck { sequence: answer.sequence, rejected, anchors: used.to_vec(), agent };
+        acks.try_send(ack).map_err(|_| "the CA does not read our answers".to_owned())
+    }
+
     /// Our certificates and the living tunnels, by the anchors that they were proved with.
     fn used(&self) -> Vec<AnchorUse> {
         let mut all: BTreeMap<KeyHash, (u32, u32)> = BTreeMap::new();
@@ -225,11 +235,6 @@ impl Watch {
         };
         all.into_iter().map(used).collect()
     }
-}
-
-fn say(acks: &mpsc::Sender<WatchAck>, answer: &Answer, used: &[AnchorUse]) -> Result<(), String> {
-    let ack = WatchAck { sequence: answer.sequence, rejected: answer.rejected.clone(), anchors: used.to_vec() };
-    acks.try_send(ack).map_err(|_| "the CA does not read our answers".to_owned())
 }
 
 /// Our clock less the CA's, in milliseconds. Without a clock of the CA's there is none.

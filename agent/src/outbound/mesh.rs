@@ -17,7 +17,7 @@ use crate::capture::Attached;
 use crate::failure::Failure;
 use crate::plane::Plane;
 use crate::relay::{self, Early, Ended, Outcome, Patience, PoolKey, Stop, Tunnel};
-use crate::report::Record;
+use crate::report::{Direction, Record};
 use crate::secure::{self, Credentials, Ends, Watch};
 
 /// How often one connection may be opened again because its tunnel was being retired.
@@ -177,14 +177,22 @@ impl Outbound {
             generation: credentials.generation(),
         };
         let trusted = |ends: &Ends| self.plane.trusts(ends).is_ok();
-        if let Some(tunnel) = pooled.then(|| self.pool.take(&key, trusted)).flatten() {
+        let idle = || pooled.then(|| self.pool.take(&key, trusted)).flatten();
+        if let Some(tunnel) = idle() {
+            return Ok((key, tunnel));
+        }
+        let _turn = self.turns.turn(&key).await.ok_or_else(Failure::no_turn)?;
+        // Another connection may have ended meanwhile.
+        if let Some(tunnel) = idle() {
             return Ok((key, tunnel));
         }
         self.plane.trusts_own(credentials)?;
         let socket = pod.dial_tunnel(route.next_hop, &self.next_port, limit.each).await;
         let socket = socket.map_err(|error| Failure::of_tunnel_dial(&error))?;
         let trust = self.plane.trust();
-        let channel = secure::connect(socket, credentials, &trust, &route.peer.identity, &route.peer.uid).await?;
+        let ended = secure::connect(socket, credentials, &trust, &route.peer.identity, &route.peer.uid).await;
+        self.plane.count_handshake(Direction::Outbound, &ended);
+        let channel = ended?;
         // Trust may have changed meanwhile.
         self.plane.trusts(channel.ends())?;
         Ok((key, Tunnel::new(channel, Dialler::new(self.plane.tunnel.max_uses))))

@@ -32,7 +32,7 @@ async fn scene(max_age: Option<Duration>) -> Scene {
     let (trust_writer, trust) = watch::channel(Arc::clone(&shaken.trust));
     let (certificate_writer, certificates) = watch::channel(Certificates::of(&shaken.client));
     let tunnel = TunnelConfig { max_uses: 0, idle: Duration::from_secs(15), max_age };
-    let plane = Plane { directory, certificates, trust, records, tunnel, drain };
+    let plane = Plane { directory, certificates, trust, records, tunnel, drain, counts: Counts::default() };
     let client = shaken.client.uid().clone();
     Scene {
         plane,

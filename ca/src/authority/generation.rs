@@ -179,6 +179,11 @@ pub(crate) fn root_key_hash(storage: &Storage, number: u32) -> Result<KeyHash, C
     hash.map_err(crypto)
 }
 
+/// A root, for which no key is read.
+pub(crate) fn root(storage: &Storage, number: u32) -> Result<CertificateDer<'static>, CaError> {
+    certificate(storage, &Names::of(number).root)
+}
+
 fn certificate(storage: &Storage, name: &str) -> Result<CertificateDer<'static>, CaError> {
     let damaged = |what: String| CaError::Damaged { path: storage.path(name), what };
     let text = storage.read(name)?.ok_or_else(|| damaged("it is missing".to_owned()))?;

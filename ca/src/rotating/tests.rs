@@ -54,7 +54,7 @@ impl World {
         };
         let sequence = self.follower.look().update.sequence;
         let anchors = anchors.iter().map(used).collect();
-        self.agent.said(&WatchAck { sequence, rejected: String::new(), anchors });
+        self.agent.said(&WatchAck { sequence, anchors, ..WatchAck::default() });
         self.agents.write();
     }
 

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use agent::counts::Counts;
 use agent::identity::{Estate, IdentityConfig, start};
 use agent::secure::{Channel, Credentials, Received, Trust, connect};
 use agent_core::address::{ClientAddr, EndpointAddr};
@@ -58,7 +59,7 @@ impl Mallory {
             let work = || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
-                    let identity = start(&config, wanted, Estate::default()).unwrap();
+                    let identity = start(&config, wanted, Estate::default(), &Counts::default()).unwrap();
                     let mut certificates = identity.certificates();
                     let held = certificates.wait_for(|all| all.get(&uid).is_some()).await.unwrap();
                     (Arc::clone(held.get(&uid).unwrap()), Arc::clone(&identity.trust().borrow()))

@@ -1,14 +1,15 @@
 //! An application starts again on its port while so many captured connections live that one agent's descriptors would not do for
 //! them on a small machine: half of them are carried by agents that drain.
 
+use std::collections::HashSet;
 use std::env;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
-use agent_tests::traffic;
-use agent_tests::{AgentSettings, Mesh, Pod, Settings, Side};
+use agent_tests::traffic::{self, Server};
+use agent_tests::{AgentSettings, Capture, Mesh, Pod, Settings, Side, TUNNEL_PORT, wait};
 use socket2::{Domain, Socket, Type};
 
 const PORT: u16 = 80;
@@ -23,8 +24,9 @@ address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 ends = []
 for _ in range(count):
     ends.append(socket.create_connection((address, port), 60))
-    # One after the other: the far agent shakes so many hands at once and no more.
-    ends[-1].recv(1)
+# All of them at once: more than the far agent shakes hands with at a time.
+for end in ends:
+    end.recv(1)
 for line in sys.stdin:
     for end in ends:
         end.sendall(end.recv(1))
@@ -112,6 +114,37 @@ fn restarts(reuse: bool) {
     for agent in &mut draining {
         assert!(agent.end_within(Duration::from_secs(90)).success());
     }
+}
+
+#[test]
+fn a_burst_of_clients_is_no_burst_of_handshakes_and_all_are_served() {
+    const BURST: usize = 300;
+    /// So many tunnels of one pod to another are made at a time.
+    const TURNS: usize = 64;
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let other = mesh.strict_pod("other", Side::B);
+    let _servers = [Server::echo(&web, 80), Server::echo(&other, 80)];
+    // Nothing comes of a dial as long as its SYNs are lost.
+    let lost = format!("from {} to {} ipproto tcp dport {TUNNEL_PORT} blackhole", client.address, web.address);
+    let node = mesh.world.node(Side::A).namespace.clone();
+    node.ip(&format!("rule add pref 10 {lost}"));
+    let mut wire = Capture::on(&client.namespace, "eth0");
+    let mut streams: Vec<_> = (0..BURST).map(|_| traffic::connect(&client, web.at(80)).unwrap()).collect();
+    let mut dials = HashSet::new();
+    let mut dialled = || {
+        let opened = wire.segments().iter().filter(|s| s.opens && s.destination == web.at(TUNNEL_PORT));
+        dials.extend(opened.map(|segment| segment.source.port()));
+        dials.len()
+    };
+    wait::until("all turns are taken", || (dialled() >= TURNS).then_some(()));
+    // The agent takes them one after the other: when it has served this one, which goes elsewhere, it has seen all before it.
+    assert_eq!(traffic::ask(&client, other.at(80), b"x").unwrap(), b"x");
+    assert_eq!(dialled(), TURNS);
+    node.ip(&format!("rule del pref 10 {lost}"));
+    streams.iter_mut().for_each(|stream| stream.write_all(b"x").unwrap());
+    streams.iter_mut().for_each(|stream| stream.read_exact(&mut [0]).unwrap());
+    assert!(dialled() >= BURST);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::thread;
 use agent_core::address::{ClientAddr, EndpointAddr};
 use agent_core::tunnel::{ConnectionId, Dialler, Extensions, Open};
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Mesh, Pod, Side, TUNNEL_PORT, wait};
+use agent_tests::{AgentSettings, Mesh, Pod, Settings, Side, TUNNEL_PORT, wait};
 use rcgen::string::Ia5String;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -135,7 +135,8 @@ impl ServerCertVerifier for Credulous {
 
 /// A world with a serving pod on node b, and one that no agent knows: its node's agent is the forger.
 fn world() -> (Mesh, Pod, Pod) {
-    let mut mesh = Mesh::start();
+    let agent = AgentSettings::default().with_metrics();
+    let mut mesh = Mesh::start_with(&Settings { agent, ..Settings::default() });
     let web = mesh.strict_pod("web", Side::B);
     let mallory = mesh.world.pod("mallory", Side::A);
     mesh.change(|directory| {
@@ -143,6 +144,15 @@ fn world() -> (Mesh, Pod, Pod) {
         (entry.node, entry.serving) = ("node-x".into(), true);
     });
     (mesh, web, mallory)
+}
+
+/// Each refusal was counted under its reason, once.
+fn all_are_counted(mesh: &Mesh, side: Side, direction: &str) {
+    let agent = &mesh.agents[usize::from(side == Side::B)];
+    for label in FORGERIES.iter().map(|(label, _)| *label).chain(["path"]) {
+        let sample = format!("mantle_verify_rejects_total{{direction=\"{direction}\",reason=\"{label}\"}}");
+        assert_eq!(agent.metrics().value(&sample), Some(1.0), "{sample}");
+    }
 }
 
 /// Dials a pod's agent with a certificate and an OPEN that is in order, and says what comes back.
@@ -189,6 +199,7 @@ fn a_dialler_with_a_forged_certificate_is_refused() {
     }
     refused("path", Forger::stranger().forge(&mallory, |_| {}));
     assert_eq!(echo.accepted(), 0, "nothing reached the application");
+    all_are_counted(&mesh, Side::B, "inbound");
     // The control: the same forger, and nothing bent.
     const OPENED: u8 = 2;
     assert_eq!(dial(&mallory, &web, thief.forge(&mallory, |_| {})), Ok(OPENED));
@@ -237,6 +248,7 @@ fn an_acceptor_with_a_forged_certificate_is_given_nothing() {
         refused(label, thief.forge(&mallory, bend));
     }
     refused("path", Forger::stranger().forge(&mallory, |_| {}));
+    all_are_counted(&mesh, Side::A, "outbound");
     // The control: with what the CA would give, the OPEN comes.
     let (given, _) = attempt(thief.forge(&mallory, |_| {}));
     assert!(given > 0, "no OPEN");

@@ -16,23 +16,26 @@ const CRATES: [(&str, &str, &[&str]); 8] = [
 ];
 
 /// The agent's modules, and which of them each may import. A stage may import only the stage whose output it consumes.
-const MODULES: [(&str, &[&str]); 21] = [
+const MODULES: [(&str, &[&str]); 24] = [
     ("lib", &[]),
     ("main", &[]),
     ("ca_commands", &["app", "config"]),
     ("connect", &["app", "secure"]),
+    ("certs_command", &["admin", "app", "ca_commands"]),
     ("report", &[]),
+    ("counts", &["report"]),
     ("drain", &[]),
     ("secure", &[]),
     ("directory", &[]),
     ("relay", &["drain", "secure"]),
     ("capture", &["drain"]),
-    ("identity", &["secure"]),
+    ("identity", &["counts", "secure"]),
     ("handover", &["identity"]),
+    ("admin", &["counts", "directory", "handover", "identity", "secure"]),
     ("legacy", &["capture", "directory"]),
     ("config", &["capture", "directory", "drain", "identity", "legacy", "relay", "report", "secure"]),
     ("failure", &["capture", "relay", "report", "secure"]),
-    ("plane", &["config", "drain", "identity", "relay", "report", "secure"]),
+    ("plane", &["config", "counts", "drain", "identity", "relay", "report", "secure"]),
     ("outbound", &["capture", "failure", "plane", "relay", "report", "secure"]),
     ("inbound", &["capture", "failure", "plane", "relay", "report", "secure"]),
     ("worker", &["capture", "inbound", "outbound", "plane"]),
@@ -40,8 +43,10 @@ const MODULES: [(&str, &[&str]); 21] = [
     (
         "app",
         &[
+            "admin",
             "capture",
             "config",
+            "counts",
             "directory",
             "drain",
             "enrolment",

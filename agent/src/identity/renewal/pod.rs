@@ -101,6 +101,7 @@ impl Pod {
             state: self.life.state().name(),
             serial: self.used.as_ref().map(|used| used.serial().to_owned()),
             not_after: self.used.as_ref().map(|used| used.not_after()),
+            anchor: self.used.as_ref().and_then(|used| used.as_peer().anchor().copied()),
             next_renewal: self.life.next_ask(now).map(|at| at.as_secs()),
             error: self.error.clone(),
         }

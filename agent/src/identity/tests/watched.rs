@@ -35,7 +35,7 @@ impl Watched {
     }
 
     pub(super) async fn ack(&self, sequence: u64, anchors: Vec<AnchorUse>) {
-        self.acks.send(WatchAck { sequence, rejected: String::new(), anchors }).await.unwrap();
+        self.acks.send(WatchAck { sequence, anchors, ..WatchAck::default() }).await.unwrap();
     }
 }
 
@@ -102,7 +102,7 @@ async fn what_an_agent_answers_is_noted_for_the_operator() {
     watched.ack(sequence, vec![AnchorUse { anchor: vec![7; 32], certificates: 2, tunnels: 3 }]).await;
     noted(&ca, "node-a", |noted| noted["sequence"] == sequence && noted["anchors"]["07".repeat(32)]["tunnels"] == 3)
         .await;
-    watched.acks.send(WatchAck { sequence, rejected: "no".into(), anchors: vec![] }).await.unwrap();
+    watched.acks.send(WatchAck { sequence, rejected: "no".into(), ..WatchAck::default() }).await.unwrap();
     noted(&ca, "node-a", |noted| noted["rejected"] == "no").await;
     drop(watched);
     noted(&ca, "node-a", |noted| noted["connected_since"].is_null()).await;

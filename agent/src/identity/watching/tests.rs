@@ -119,8 +119,10 @@ async fn agent(ca: &TestCa, estate: Estate) -> (Identity, watch::Sender<Vec<(Pod
     let config = ca.node("node-a", "a", Some(&token));
     let web = ("uid-web".parse().unwrap(), "spiffe://test.mantle/ns/shop/sa/web-sa".parse().unwrap());
     let (wanted, pods) = watch::channel(vec![web]);
-    let identity = start(&config, pods, estate).unwrap();
+    let identity = start(&config, pods, estate, &crate::counts::Counts::default()).unwrap();
     watched(&identity, |watched| watched.connected).await;
+    // What it is told comes into force behind that.
+    trusts(&identity, |trust| trust.sequence() > 0).await;
     (identity, wanted)
 }
 

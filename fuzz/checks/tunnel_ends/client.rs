@@ -64,13 +64,14 @@ impl Link {
         true
     }
 
-    pub(super) fn client_abort(&mut self, stories: &mut [Story]) -> bool {
+    pub(super) fn client_abort(&mut self, stories: &mut [Story], reason: ResetReason) -> bool {
         if self.client.dialler.is_closed() {
             return false;
         }
         let mut frames = Vec::new();
-        self.client.dialler.abort(ResetReason::Application, &mut frames);
+        self.client.dialler.abort(reason, &mut frames);
         if let Some(story) = self.client.story.take() {
+            self.aborted[0] = Some(reason);
             stories[story].fate = Fate::Reset;
         }
         self.to_server.write(&mut self.client.out, &frames);
@@ -116,12 +117,13 @@ impl Link {
                 self.client_over(stories);
             }
             DiallerEvent::Refused(reason) => {
-                assert_eq!(reason, RefuseReason::Denied);
+                assert!(reason == RefuseReason::Denied || self.expired && reason == RefuseReason::Expired);
                 assert!(!story.served && story.request.got == 0);
                 story.fate = Fate::Refused;
                 self.client.story = None;
             }
-            DiallerEvent::Reset(_) => {
+            DiallerEvent::Reset(reason) => {
+                assert_eq!(self.aborted[1], Some(reason));
                 story.fate = Fate::Reset;
                 self.client.story = None;
             }

@@ -5,6 +5,10 @@ use super::*;
 impl Link {
     pub(super) fn serve(&mut self, stories: &mut [Story]) -> bool {
         let mut frames = Vec::new();
+        // Judged at each OPEN: none is served after the end.
+        if self.expired {
+            return self.refuse();
+        }
         if self.server.acceptor.opened(&mut frames).is_err() {
             return false;
         }
@@ -23,7 +27,8 @@ impl Link {
 
     pub(super) fn refuse(&mut self) -> bool {
         let mut frames = Vec::new();
-        let refused = self.server.acceptor.refuse(RefuseReason::Denied, &mut frames);
+        let reason = if self.expired { RefuseReason::Expired } else { RefuseReason::Denied };
+        let refused = self.server.acceptor.refuse(reason, &mut frames);
         if refused.is_err() {
             return false;
         }
@@ -68,13 +73,15 @@ impl Link {
         true
     }
 
-    pub(super) fn server_abort(&mut self) -> bool {
+    pub(super) fn server_abort(&mut self, reason: ResetReason) -> bool {
         if self.server.acceptor.is_closed() {
             return false;
         }
         let mut frames = Vec::new();
-        self.server.acceptor.abort(ResetReason::Application, &mut frames);
-        self.server.story = None;
+        self.server.acceptor.abort(reason, &mut frames);
+        if self.server.story.take().is_some() {
+            self.aborted[1] = Some(reason);
+        }
         self.to_client.write(&mut self.server.out, &frames);
         self.server_closes();
         true
@@ -85,6 +92,11 @@ impl Link {
         self.server.acceptor.retire(&mut frames);
         self.to_client.write(&mut self.server.out, &frames);
         !frames.is_empty()
+    }
+
+    /// What is under way goes on; an OPEN that is on its way is not served.
+    pub(super) fn expires(&mut self) -> bool {
+        !std::mem::replace(&mut self.expired, true) && self.acceptor_retires()
     }
 
     pub(super) fn acceptor_receives(&mut self, stories: &mut [Story]) -> bool {
@@ -123,7 +135,10 @@ impl Link {
             AcceptorEvent::Data(bytes) => stories[at].request.read(at, true, bytes),
             AcceptorEvent::Fin if opening => held.finished = true,
             AcceptorEvent::Fin => stories[at].request.see_end(),
-            AcceptorEvent::Reset(_) => self.server.story = None,
+            AcceptorEvent::Reset(reason) => {
+                assert_eq!(self.aborted[0], Some(reason));
+                self.server.story = None;
+            }
             AcceptorEvent::Open(_) => {}
         }
     }

@@ -1,44 +1,70 @@
-//! Both ends against each other, over simulated transports, in random order.
+//! What must hold of two honest ends of tunnels, over transports that are simulated, whatever happens in whatever order:
+//! connections, aborts, retirement, the end of either certificate, the death of a transport. Run by libFuzzer here and, with
+//! steps that proptest draws, by agent-core's tests.
 //!
 //! A [`Story`] is one application connection as the two applications know it, on whatever tunnels it is tried. Every byte
 //! tells which story, direction and offset it belongs to, so that a stray one is seen where it arrives.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::VecDeque;
 
-use proptest::prelude::*;
+use agent_core::address::{ClientAddr, EndpointAddr};
+use agent_core::tunnel::{
+    Acceptor, AcceptorEvent, ConnectionId, Dialler, DiallerEvent, End, Extensions, Frames, MAX_PAYLOAD, MAX_RECORD,
+    Open, RefuseReason, ResetReason,
+};
 
-use super::*;
-use crate::address::{ClientAddr, EndpointAddr};
-
+#[path = "tunnel_ends/client.rs"]
 mod client;
+#[path = "tunnel_ends/server.rs"]
 mod server;
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+/// The input is a script: each step is four bytes, of which the first says which tunnel, counted from the newest, the second
+/// what happens, and the others how much of it.
+pub(crate) fn check(bytes: &[u8]) {
+    let steps: Vec<_> = bytes.as_chunks::<4>().0.iter().map(|step| read(*step)).collect();
+    check_steps(&steps);
+}
 
-    #[test]
-    fn any_interleaving_keeps_the_promises(steps in steps(any_action())) {
-        let mut world = World::default();
-        world.run(&steps);
-        world.settle();
-        world.assert_at_rest();
-    }
+/// Every connection ends, and as it may. Returns how.
+pub(crate) fn check_steps(steps: &[(usize, Action)]) -> Vec<Fate> {
+    let mut world = World::default();
+    world.run(steps);
+    world.settle();
+    world.assert_at_rest();
+    world.stories.iter().map(|story| story.fate).collect()
+}
 
-    #[test]
-    fn without_an_abort_every_connection_finishes_or_is_refused(steps in steps(orderly())) {
-        let mut world = World::default();
-        world.run(&steps);
-        world.settle();
-        world.assert_at_rest();
-        for story in &world.stories {
-            prop_assert!(matches!(story.fate, Fate::Finished | Fate::Refused), "{story:?}");
-        }
-    }
+fn read([tunnel, kind, high, low]: [u8; 4]) -> (usize, Action) {
+    let amount = usize::from(u16::from_be_bytes([high, low]));
+    let length = amount % MAX_PAYLOAD + 1;
+    let action = match kind % 22 {
+        0 => Action::Connect { max_uses: u32::from(low % 4) },
+        1 => Action::ClientWrite(length),
+        2 => Action::ClientFinish,
+        3 => Action::ClientDelivered,
+        4 => Action::ClientAbort,
+        5 => Action::ClientCertificateEnds,
+        6 => Action::DiallerRetires,
+        7 | 8 => Action::DiallerFlushes,
+        9 | 10 => Action::DiallerReceives,
+        11 => Action::Serve,
+        12 => Action::Refuse,
+        13 => Action::ServerWrite(length),
+        14 => Action::ServerFinish,
+        15 => Action::ServerDelivered,
+        16 => Action::ServerAbort,
+        17 => Action::ServerCertificateEnds,
+        18 => Action::AcceptorRetires,
+        19 => Action::AcceptorFlushes,
+        20 => Action::AcceptorReceives,
+        _ if low < 128 => Action::Expires,
+        _ => Action::TransportDies { arrive: usize::from(low % 4) },
+    };
+    (usize::from(tunnel % 3), action)
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Action {
+pub(crate) enum Action {
     /// On this tunnel if it is idle, else on a fresh one.
     Connect {
         max_uses: u32,
@@ -47,6 +73,8 @@ enum Action {
     ClientFinish,
     ClientDelivered,
     ClientAbort,
+    /// The dialler's agent has no valid certificate for its pod any more.
+    ClientCertificateEnds,
     DiallerRetires,
     DiallerFlushes,
     DiallerReceives,
@@ -56,6 +84,11 @@ enum Action {
     ServerFinish,
     ServerDelivered,
     ServerAbort,
+    /// Likewise the acceptor's.
+    ServerCertificateEnds,
+    /// The earlier of the two certificates that the tunnel was made with has ended, by the acceptor's clock; the dialler's may
+    /// be behind.
+    Expires,
     AcceptorRetires,
     AcceptorFlushes,
     AcceptorReceives,
@@ -78,43 +111,8 @@ const SETTLING: &[Action] = &[
     Action::ClientDelivered,
 ];
 
-fn orderly() -> impl Strategy<Value = Action> + Clone {
-    let size = prop_oneof![4 => 1..50_usize, 1 => Just(MAX_PAYLOAD), 1 => Just(9_000)];
-    prop_oneof![
-        12 => (0..4_u32).prop_map(|max_uses| Action::Connect { max_uses }),
-        10 => size.clone().prop_map(Action::ClientWrite),
-        6 => Just(Action::ClientFinish),
-        8 => Just(Action::ClientDelivered),
-        1 => Just(Action::DiallerRetires),
-        20 => Just(Action::DiallerFlushes),
-        20 => Just(Action::DiallerReceives),
-        8 => Just(Action::Serve),
-        3 => Just(Action::Refuse),
-        10 => size.prop_map(Action::ServerWrite),
-        6 => Just(Action::ServerFinish),
-        8 => Just(Action::ServerDelivered),
-        2 => Just(Action::AcceptorRetires),
-        20 => Just(Action::AcceptorFlushes),
-        20 => Just(Action::AcceptorReceives),
-    ]
-}
-
-fn any_action() -> impl Strategy<Value = Action> + Clone {
-    prop_oneof![
-        50 => orderly(),
-        1 => Just(Action::ClientAbort),
-        1 => Just(Action::ServerAbort),
-        1 => (0..4_usize).prop_map(|arrive| Action::TransportDies { arrive }),
-    ]
-}
-
-/// Each with its tunnel, counted from the newest.
-fn steps(action: impl Strategy<Value = Action>) -> impl Strategy<Value = Vec<(usize, Action)>> {
-    prop::collection::vec((0..3_usize, action), 0..150)
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Fate {
+pub(crate) enum Fate {
     #[default]
     Current,
     Finished,
@@ -156,6 +154,10 @@ struct Link {
     server: Server,
     to_server: Pipe,
     to_client: Pipe,
+    /// No connection may begin any more.
+    expired: bool,
+    /// Why the client's end, or the server's, gave its connection up.
+    aborted: [Option<ResetReason>; 2],
 }
 
 struct Client {
@@ -240,7 +242,8 @@ impl World {
             Action::ClientWrite(length) => link.client_write(stories, length),
             Action::ClientFinish => link.client_finish(stories),
             Action::ClientDelivered => link.client_delivered(stories),
-            Action::ClientAbort => link.client_abort(stories),
+            Action::ClientAbort => link.client_abort(stories, ResetReason::Application),
+            Action::ClientCertificateEnds => link.client_abort(stories, ResetReason::Expired),
             Action::DiallerRetires => link.dialler_retires(),
             Action::DiallerFlushes => link.to_server.take(&mut link.client.out),
             Action::DiallerReceives => link.dialler_receives(stories, &mut self.repeats),
@@ -249,7 +252,9 @@ impl World {
             Action::ServerWrite(length) => link.server_write(stories, length),
             Action::ServerFinish => link.server_finish(stories),
             Action::ServerDelivered => link.server_delivered(stories),
-            Action::ServerAbort => link.server_abort(),
+            Action::ServerAbort => link.server_abort(ResetReason::Application),
+            Action::ServerCertificateEnds => link.server_abort(ResetReason::Expired),
+            Action::Expires => link.expires(),
             Action::AcceptorRetires => link.acceptor_retires(),
             Action::AcceptorFlushes => link.to_client.take(&mut link.server.out),
             Action::AcceptorReceives => link.acceptor_receives(stories),
@@ -290,6 +295,8 @@ impl Link {
             server: Server { acceptor: Acceptor::new(), out: Vec::new(), story: None, held: Kept::default() },
             to_server: Pipe::default(),
             to_client: Pipe::default(),
+            expired: false,
+            aborted: [None; 2],
         }
     }
 

@@ -1,0 +1,158 @@
+//! Other clusters: each has a trust domain and anchors of its own, and anchors are never pooled.
+//!
+//! `bundle` (over `json` and `anchor`) is the form in which bundles are exchanged, `relations` what the CA keeps of each other
+//! trust domain. Here is what an operator may ask, whether the CA runs or not.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agent_core::identity::TrustDomain;
+use rustls::pki_types::CertificateDer;
+use serde::Serialize;
+
+use self::anchor::named_domains;
+use self::relations::NotTaken;
+use crate::CaError;
+use crate::authority::generation;
+use crate::config::Config;
+use crate::current::anchors_sequence;
+use crate::operate::{existing, operator};
+use crate::state::{self, State};
+use crate::storage::{StateStore as _, Storage};
+
+mod anchor;
+mod bundle;
+mod json;
+pub(crate) mod relations;
+
+#[cfg(test)]
+#[path = "../../fuzz/checks/bundle.rs"]
+mod bundle_check;
+#[cfg(test)]
+mod tests;
+
+pub use self::anchor::AnchorError;
+pub use self::bundle::{Bundle, BundleError, EntryError};
+pub use self::relations::{By, Source};
+
+/// How often others are asked to look for a new bundle of ours.
+const REFRESH: Duration = Duration::from_secs(300);
+
+/// A trust domain to federate with.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Its name.
+    pub trust_domain: TrustDomain,
+    /// Where its bundles come from.
+    pub source: Source,
+    /// A file with its bundle, got by a way that can be trusted.
+    pub bundle: Option<PathBuf>,
+}
+
+/// One line of the list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// The trust domain.
+    pub trust_domain: String,
+    /// Where its bundles come from.
+    pub source: Source,
+    /// Of the bundle in force; none if there is none, or it has none.
+    pub sequence: Option<u64>,
+    /// By how many anchors it is believed.
+    pub anchors: usize,
+    /// Since when nobody of it is believed, and by whose word.
+    pub disabled: Option<By>,
+    /// Since when it is federated with, and by whose word.
+    pub added: By,
+}
+
+/// Federates with a trust domain; of one that is known, takes another source or a newer bundle.
+///
+/// # Errors
+/// [`CaError`].
+pub fn add(config: &Config, wish: &Wish) -> Result<(), CaError> {
+    let domain = &wish.trust_domain;
+    if *domain == config.trust_domain {
+        let words = format!("{domain} is our own trust domain: its anchors are this CA's roots");
+        return Err(CaError::Refused(words));
+    }
+    let bundle = wish.bundle.as_deref().map(|path| from_file(path, domain)).transpose()?;
+    let by = By { who: operator(), since: state::now() };
+    let change = |state: &mut State| state.federation_mut().add(domain, wish.source.clone(), bundle.as_ref(), by);
+    existing(config)?.change(change)?.map_err(refused)
+}
+
+/// Cuts a trust domain off: agents believe nobody of it any more. False if it was cut off before.
+///
+/// # Errors
+/// [`CaError`].
+pub fn disable(config: &Config, domain: &TrustDomain) -> Result<bool, CaError> {
+    let by = By { who: operator(), since: state::now() };
+    existing(config)?.change(|state| state.federation_mut().disable(domain.as_str(), by))?.map_err(refused)
+}
+
+/// Forgets a trust domain, which is then one like any other: nobody of it is believed.
+///
+/// # Errors
+/// [`CaError`].
+pub fn remove(config: &Config, domain: &TrustDomain) -> Result<(), CaError> {
+    let was_there = existing(config)?.change(|state| state.federation_mut().remove(domain.as_str()))?;
+    if was_there { Ok(()) } else { Err(refused(NotTaken::Unknown(domain.to_string()))) }
+}
+
+/// Every other trust domain, by name.
+///
+/// # Errors
+/// [`CaError`].
+pub fn list(config: &Config) -> Result<Vec<Line>, CaError> {
+    let state = existing(config)?.state()?;
+    let line = |(domain, relation): (&str, &relations::Relation)| Line {
+        trust_domain: domain.to_owned(),
+        source: relation.source.clone(),
+        sequence: relation.bundle.as_ref().and_then(|kept| kept.sequence),
+        anchors: relation.anchors().len(),
+        disabled: relation.disabled.clone(),
+        added: relation.added.clone(),
+    };
+    Ok(state.federation().iter().map(line).collect())
+}
+
+/// Our own bundle, for others. During a root rotation it has both roots.
+///
+/// # Errors
+/// [`CaError`].
+pub fn own(config: &Config) -> Result<Bundle, CaError> {
+    let storage = existing(config)?;
+    let roots = storage.state()?.roots().clone();
+    let numbers = [roots.current].into_iter().chain(roots.next());
+    let anchors = numbers.map(|number| generation::root(&storage, number)).collect::<Result<Vec<_>, _>>()?;
+    own_bundle(&storage, &config.trust_domain, anchors)
+}
+
+fn own_bundle(
+    storage: &Storage,
+    domain: &TrustDomain,
+    anchors: Vec<CertificateDer<'static>>,
+) -> Result<Bundle, CaError> {
+    Ok(Bundle::new(anchors_sequence(storage, domain, &anchors)?, Some(REFRESH), anchors))
+}
+
+fn from_file(path: &Path, domain: &TrustDomain) -> Result<Bundle, CaError> {
+    let wrong = |what: String| CaError::Brought { path: path.to_owned(), what };
+    let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let bundle = Bundle::parse(&text).map_err(|error| wrong(error.to_string()))?;
+    check_names(&bundle, domain).map_err(wrong)?;
+    Ok(bundle)
+}
+
+/// Whether no anchor says that it is another trust domain's: a bundle itself says nothing of whose it is.
+fn check_names(bundle: &Bundle, domain: &TrustDomain) -> Result<(), String> {
+    let ours = format!("spiffe://{domain}");
+    let other = bundle.anchors.iter().flat_map(named_domains).find(|named| *named != ours);
+    let words = |named| format!("it has an anchor for {named}, not for {ours}: it is another trust domain's bundle");
+    other.map_or(Ok(()), |named| Err(words(named)))
+}
+
+fn refused(why: NotTaken) -> CaError {
+    CaError::Refused(why.to_string())
+}
