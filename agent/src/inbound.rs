@@ -75,7 +75,7 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
     };
     drop(turn);
     let secured = Secured { plane, pod: &pod, credentials, from };
-    let mut entry = inbound.used.enter(pod.uid(), channel.peer().uid());
+    let mut entry = inbound.used.enter(pod.uid(), channel.peer());
     let mut tunnel = Tunnel::new(channel, Acceptor::new());
     while let Some(request) = secured.next(&mut tunnel, &entry).await {
         let id = request.id;
