@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{Mesh, Pod, Process, Settings, Side, mantle, wait};
+use agent_tests::{AgentSettings, Mesh, Pod, Process, Settings, Side, TUNNEL_PORT, mantle, wait};
 
 const B: &str = "b.example";
 const FAR: &str = "spiffe://b.example/ns/shop/sa/far";
@@ -105,7 +105,9 @@ fn federate(mesh: &Mesh) {
 
 /// `web` and `client` of our own on node a, and `far`, the other cluster's, on node b.
 fn scene() -> (Mesh, Other, [Pod; 3]) {
-    let mut mesh = Mesh::prepare(&Settings::default());
+    // Longer than the test: no tunnel goes because nobody uses it.
+    let agent = AgentSettings { idle: "45s", ..AgentSettings::default() };
+    let mut mesh = Mesh::prepare(&Settings { agent, ..Settings::default() });
     let [web, client] = ["web", "client"].map(|name| mesh.world.pod(name, Side::A));
     let far = mesh.world.pod("far", Side::B);
     let other = Other::join(&mut mesh, &web, &far);
@@ -128,6 +130,17 @@ fn scene() -> (Mesh, Other, [Pod; 3]) {
 
 fn asks(from: &Pod, to: &Pod) -> bool {
     traffic::ask(from, to.at(80), b"hello").is_ok_and(|answer| answer == b"hello")
+}
+
+/// How many tunnels a pod has dialled.
+fn tunnels(pod: &Pod) -> usize {
+    let text = pod.namespace.within(|| fs::read_to_string("/proc/thread-self/net/tcp").unwrap());
+    let port = format!(":{TUNNEL_PORT:04X}");
+    let is_one = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(3) == Some(&"01") && fields[2].ends_with(&port)
+    };
+    text.lines().filter(is_one).count()
 }
 
 /// What was refused a moment ago is refused in `connect` for two seconds.
@@ -186,8 +199,11 @@ fn another_clusters_pod_enters_where_a_policy_allows_it_until_its_cluster_is_dis
     until_served(&client, &web);
 
     let (mut own, mut foreign) = (Live::open(&client, &web), Live::open(&far, &web));
+    until_served(&far, &web);
+    assert!(tunnels(&far) > 1, "there is an idle one as well");
     mesh.change(|directory| directory.policies.clear());
     traffic::expect_reset(&mut foreign.0);
+    wait::until("the idle one is gone too", || (tunnels(&far) == 0).then_some(()));
     assert!(!asks(&far, &web));
     own.exchange();
     mesh.change(|directory| directory.policies = vec![allows_far()]);
