@@ -55,7 +55,7 @@ enum Action {
     },
     /// Give a client that is no pod (a device, a batch host) a certificate. Works while the CA runs, and while it does not.
     Issue(issue::Issue),
-    /// Replace the root without a failed connection: start, status, finish, abort.
+    /// Replace the root without a failed connection: start, status, finish, abort; or the issuing CA under it.
     #[command(subcommand)]
     Rotate(rotate::Rotate),
     /// Other clusters, each a trust domain of its own: add, list, disable, remove.

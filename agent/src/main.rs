@@ -58,8 +58,8 @@ fn main() -> ExitCode {
             app::run_agent(&config.unwrap_or_default(), take_over).map_err(Into::into)
         }
         Part::Ca(ca) => ca_commands::run(ca).map_err(Into::into),
-        Part::Connect(connect) => connect::run(&connect).map_err(Into::into),
         Part::Certs(certs) => certs_command::run(&certs).map_err(Into::into),
+        Part::Connect(connect) => connect::run(&connect).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

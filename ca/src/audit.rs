@@ -9,6 +9,9 @@ use crate::state::State;
 
 /// Says what is different.
 pub(crate) fn changed(before: &State, after: &State) {
+    if after.roots().is_reissued(before.roots()) {
+        info!(target: "audit", "the root has another issuing CA");
+    }
     let (old, new) = (&before.published().deny, &after.published().deny);
     for entry in missing(new, old) {
         info!(target: "audit", what = %entry.what, reason = entry.reason, by = entry.by, "denied");

@@ -17,11 +17,13 @@ use time::OffsetDateTime;
 
 use self::generation::{Generation, Names};
 use crate::CaError;
+use crate::ends::{Ends, moment};
 use crate::rotation::Roots;
 use crate::storage::{FIRST_START, StateStore as _, Storage};
 use crate::token::KeyHash;
 
 pub(crate) mod generation;
+pub(crate) mod made;
 
 pub use self::generation::Brought;
 
@@ -141,9 +143,9 @@ impl Authority {
         let serial = serial()?;
         params.serial_number = Some(serial.clone());
         let now = OffsetDateTime::now_utc();
-        let (not_before, not_after) = (now - BACKDATE, (now + life).min(by.issuing_end - MARGIN));
+        let (not_before, not_after) = (now - BACKDATE, (now + life).min(by.ends.issuing - MARGIN));
         if not_after <= now {
-            return Err(CaError::IssuerEnds(by.issuing_end.to_string()));
+            return Err(CaError::IssuerEnds(moment(by.ends.issuing)));
         }
         (params.not_before, params.not_after) = (not_before, not_after);
         let leaf = params.signed_by(key, &by.issuer).map_err(crypto)?;
@@ -164,6 +166,11 @@ impl Authority {
     /// The hash of that root's key.
     pub(crate) fn root_key_hash(&self) -> KeyHash {
         self.current.root_key_hash
+    }
+
+    /// When those end that issue, and their root.
+    pub(crate) fn ends(&self) -> Ends {
+        self.issuing().ends
     }
 
     /// Of which state of the rotation this is.

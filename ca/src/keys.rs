@@ -117,11 +117,16 @@ pub(crate) fn read(storage: &Storage, name: &str) -> Result<Option<Key>, CaError
 
 /// Writes a key, under the passphrase if there is one.
 pub(crate) fn write(storage: &Storage, name: &str, key: &Key) -> Result<(), CaError> {
-    let text = match storage.passphrase() {
+    storage.write(name, &seal(key, storage.passphrase())?)
+}
+
+/// A key as it is written. Under a passphrase that takes a second: it is not done while others wait for their turn.
+pub(crate) fn seal(key: &Key, passphrase: Option<&Passphrase>) -> Result<Zeroizing<Vec<u8>>, CaError> {
+    let mut text = match passphrase {
         None => Zeroizing::new(key.0.serialize_pem()),
         Some(passphrase) => encrypt(key, &passphrase.read()?)?,
     };
-    storage.write(name, text.as_bytes())
+    Ok(Zeroizing::new(std::mem::take(&mut *text).into_bytes()))
 }
 
 /// Why a text is no key.

@@ -5,6 +5,7 @@
 //! | [`config`] | `ca.yaml` |
 //! | [`wire`] | the gRPC service, as generated |
 //! | `authority` | root and issuing CA, and what their certificates look like |
+//! | [`issuing`], [`ends`] | another issuing CA under the same root, and when it is time for one |
 //! | `csr`, `claims` | what a certificate request must be, and whose key it is |
 //! | `limits`, `turns` | how much a node may ask for, how much is worked on at once, and whose turn it is |
 //! | `keys` | private keys as files, under a passphrase |
@@ -19,6 +20,7 @@
 //! | `rotation`, [`rotating`] | root rotation: what follows what, and the steps |
 //! | [`token`] | join tokens |
 //! | `service`, `server` | the four calls, and TLS below them |
+//! | `upkeep` | what falls due while the CA runs |
 //! | `connection`, `places` | how long a connection may be, and how many there may be |
 
 use std::future::Future;
@@ -37,7 +39,9 @@ mod csr;
 mod current;
 pub mod deny;
 mod directory;
+pub mod ends;
 pub mod federation;
+pub mod issuing;
 mod keys;
 mod limits;
 pub mod operate;
@@ -54,6 +58,7 @@ pub mod state_files;
 mod storage;
 pub mod token;
 mod turns;
+mod upkeep;
 mod watching;
 
 pub use authority::Brought;
@@ -122,8 +127,13 @@ pub enum CaError {
     #[error("{0}")]
     Rotation(String),
     /// Nothing can be issued that ends before its issuer does.
-    #[error("the issuing CA ends at {0}: make a new one with `mantle ca rotate start`")]
+    #[error(
+        "nothing can be issued: the issuing CA ends at {0}. Make another one under the same root with `mantle ca rotate issuing`"
+    )]
     IssuerEnds(String),
+    /// Somebody else writes the state, and goes on doing so.
+    #[error("another `mantle ca` is at work on the state and does not end: `fuser -v {}` names it", .0.display())]
+    NoTurn(PathBuf),
     /// There is no CA in the state directory yet.
     #[error("there is no CA in {} yet: start it once with `mantle ca --config FILE`, or see `state_dir`", .0.display())]
     NoCa(PathBuf),

@@ -4,14 +4,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::time::interval;
 use tracing::{info, warn};
 
 use crate::CaError;
 use crate::agents::{self, Agents};
 use crate::authority::generation::{self, Brought, Names};
+use crate::authority::made::Made;
 use crate::config::Config;
 use crate::current::Follower;
+use crate::ends::{Ends, moment};
 use crate::operate::existing;
 use crate::rotation::{self, Abort, Advance, NotYet, Phase, Rotation, View, listed, told};
 use crate::state::{State, now};
@@ -35,6 +38,10 @@ pub struct Status {
     pub old_users: Vec<String>,
     /// What each node has that the new root proves, in words.
     pub new_users: Vec<String>,
+    /// When the root and the issuing CA end that are in use without a rotation.
+    pub ends: Ends,
+    /// What must be done about that.
+    pub warnings: Vec<String>,
 }
 
 /// Begins a rotation: makes a new root with an issuing CA, or takes those that are brought, and has both roots believed. Unless
@@ -46,21 +53,23 @@ pub fn start(config: &Config, brought: Option<&Brought>, window: Duration, force
     let storage = existing(config)?;
     let said = agents::read(&storage)?;
     let window = u32::try_from(window.as_secs()).unwrap_or(u32::MAX).max(1);
+    let may_start = |state: &State| rotation::may_start(&View::new(state, &said, now()), force).map_err(refused);
+    // Keys are made for a start that may be, and while nobody waits for the state.
+    may_start(&storage.state()?)?;
+    let made = match brought {
+        Some(brought) => Made::bring(&config.trust_domain, brought, storage.passphrase())?,
+        None => Made::generate(&config.trust_domain, storage.passphrase())?,
+    };
     storage.change(|state| {
-        rotation::may_start(&View::new(state, &said, now()), force).map_err(refused)?;
-        let (current, next) = (state.roots().current, state.roots().newest + 1);
-        match brought {
-            Some(brought) => generation::bring(&storage, &config.trust_domain, next, brought)?,
-            None => generation::create(&storage, &config.trust_domain, next)?,
-        }
-        let load = |number| generation::load(&storage, &config.trust_domain, number);
-        let (old, new) = (load(current)?, load(next)?);
-        if old.is_same_root(&new) {
+        may_start(state)?;
+        let (old, next) = (generation::root(&storage, state.roots().current)?, state.roots().newest + 1);
+        if generation::is_same_root(&old, &made.root)? {
             return Err(CaError::Rotation(
                 "the new root has the old one's key or name: a rotation needs another".into(),
             ));
         }
-        let anchors = (&old.root_key_hash(), &new.root_key_hash());
+        made.write(&storage, next)?;
+        let anchors = (&generation::root_key_hash(&old)?, &made.root_key_hash()?);
         state.begin_rotation(Rotation::new(next, anchors, window, force));
         Ok(())
     })?
@@ -78,12 +87,15 @@ pub fn status(config: &Config) -> Result<Status, CaError> {
     let users = |anchor: &str| view.users(anchor).iter().map(told).collect();
     let old_anchor = match rotation {
         Some(rotation) => rotation.old_anchor.clone(),
-        None => crate::token::to_hex(&generation::root_key_hash(&storage, state.roots().current)?),
+        None => crate::token::to_hex(&generation::root_key_hash(&generation::root(&storage, state.roots().current)?)?),
     };
     let new_anchor = rotation.map(|rotation| rotation.new_anchor.clone()).unwrap_or_default();
+    let ends = generation::ends(&storage, state.roots().current)?;
     Ok(Status {
+        warnings: ends.warnings(config.leaf_ttl, OffsetDateTime::now_utc()),
+        ends,
         phase: rotation.map(|rotation| rotation.phase),
-        behind: view.behind(rotation.is_some_and(|rotation| rotation.forced)),
+        behind: rotation.map_or_else(|| view.behind(false), |rotation| rotation.waits_for(&view)),
         old_users: users(&old_anchor),
         new_users: users(&new_anchor),
         old_anchor,
@@ -98,16 +110,21 @@ pub fn status(config: &Config) -> Result<Status, CaError> {
 /// [`CaError`].
 pub fn finish(config: &Config, force: bool) -> Result<bool, CaError> {
     let storage = existing(config)?;
-    let said = agents::read(&storage)?;
-    let gone = storage.change(|state| {
-        let rotation = state.roots().rotation().ok_or(NotYet::None)?;
-        rotation.may_finish(&View::new(state, &said, now()), force)?;
-        Ok(state.end_rotation(true))
-    })?;
-    let Some(gone) = gone.map_err(refused)? else { return Ok(false) };
-    let key_was_here = storage.has(&Names::of(gone).root_key)?;
+    let (gone, key_was_here) = forsake_old(&storage, force)?;
     remove(&storage, gone)?;
     Ok(key_was_here)
+}
+
+/// Believes the old root no more: its number, and whether its key is here. Once this is done the CA that runs may be the first to
+/// remove that.
+fn forsake_old(storage: &Storage, force: bool) -> Result<(u32, bool), CaError> {
+    let said = agents::read(storage)?;
+    storage.change(|state| {
+        let rotation = state.roots().rotation().ok_or_else(|| refused(NotYet::None))?;
+        rotation.may_finish(&View::new(state, &said, now()), force).map_err(refused)?;
+        let key = storage.has(&Names::of(state.roots().current).root_key)?;
+        Ok((state.end_rotation(true).ok_or_else(|| refused(NotYet::None))?, key))
+    })?
 }
 
 /// The old root issues again. The new one is believed until nothing is left that it proves; with `force`, and before it issued,
@@ -121,6 +138,7 @@ pub fn abort(config: &Config, force: bool) -> Result<bool, CaError> {
         let rotation = state.roots().rotation().ok_or(NotYet::None)?;
         match rotation.abort(force) {
             Abort::Now => Ok(state.end_rotation(false)),
+            Abort::UnderWay => Ok(None),
             Abort::WhenUnused => {
                 state.turn_rotation(Phase::Withdrawing);
                 Ok(None)
@@ -181,8 +199,15 @@ fn refused(why: NotYet) -> CaError {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for warning in &self.warnings {
+            writeln!(f, "WARNING: {warning}")?;
+        }
         match self.phase {
-            None => return write!(f, "no rotation is under way; the root's key is {}", self.old_anchor),
+            None => {
+                writeln!(f, "no rotation is under way; the root's key is {}", self.old_anchor)?;
+                let Ends { root, issuing } = self.ends;
+                return write!(f, "the root ends at {}, the issuing CA at {}", moment(root), moment(issuing));
+            }
             Some(Phase::Publishing) => {
                 writeln!(
                     f,

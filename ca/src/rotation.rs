@@ -90,6 +90,17 @@ impl Roots {
         Some(Order { generation: self.orders, window: rotation.window, anchor })
     }
 
+    /// The same root with another issuing CA, under another number. The number of the one that goes.
+    pub(crate) fn replace_current(&mut self, next: u32) -> u32 {
+        self.newest = self.newest.max(next);
+        std::mem::replace(&mut self.current, next)
+    }
+
+    /// Whether these are the same root with another issuing CA.
+    pub(crate) fn is_reissued(&self, before: &Self) -> bool {
+        self.current != before.current && self.rotation.is_none() && before.rotation.is_none()
+    }
+
     /// Only one is left: the new one if it is finished. The number of the one that goes.
     pub(crate) fn end(&mut self, finished: bool) -> Option<u32> {
         let rotation = self.rotation.take()?;
@@ -156,6 +167,8 @@ pub(crate) enum Abort {
     Now,
     /// It is withdrawn when nothing is left.
     WhenUnused,
+    /// That is so already: nobody is told to renew once more.
+    UnderWay,
 }
 
 /// What goes on by itself.
@@ -225,9 +238,15 @@ impl Rotation {
         }
     }
 
+    /// Nodes that have not what is in force, of those for which the next step waits. Who does not watch is not waited for after a
+    /// forced start, but for the last step: that one needs a force of its own.
+    pub(crate) fn waits_for(&self, view: &View<'_>) -> Vec<String> {
+        view.behind(self.forced && self.phase != Phase::Issuing)
+    }
+
     /// What goes on by itself.
     pub(crate) fn advance(&self, view: &View<'_>) -> Option<Advance> {
-        if !view.behind(self.forced).is_empty() {
+        if !self.waits_for(view).is_empty() {
             return None;
         }
         match self.phase {
@@ -249,7 +268,7 @@ impl Rotation {
             Phase::Issuing if force => return Ok(()),
             Phase::Issuing => {}
         }
-        let behind = view.behind(false);
+        let behind = self.waits_for(view);
         if !behind.is_empty() {
             return Err(NotYet::Unacknowledged(behind));
         }
@@ -262,7 +281,8 @@ impl Rotation {
         match self.phase {
             Phase::Publishing => Abort::Now,
             Phase::Issuing | Phase::Withdrawing if force => Abort::Now,
-            Phase::Issuing | Phase::Withdrawing => Abort::WhenUnused,
+            Phase::Issuing => Abort::WhenUnused,
+            Phase::Withdrawing => Abort::UnderWay,
         }
     }
 }
@@ -395,6 +415,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_is_what_the_last_step_waits_for() {
+        let state = state();
+        let mut said = all(&state);
+        let gone = said.get_mut("node-b").unwrap();
+        (gone.sequence, gone.connected_since) = (0, None);
+        let view = View::new(&state, &said, NOW);
+        assert!(rotation(Phase::Publishing, true).waits_for(&view).is_empty(), "it is gone, and the start was forced");
+        let issuing = rotation(Phase::Issuing, true);
+        assert_eq!(issuing.waits_for(&view), ["node-b"]);
+        assert_eq!(behind(issuing.may_finish(&view, false)), ["node-b"]);
+    }
+
+    #[test]
     fn it_cannot_be_finished_before_the_new_root_issues_or_while_it_is_aborted() {
         let state = state();
         let said = all(&state);
@@ -408,8 +441,9 @@ mod tests {
     #[test]
     fn it_can_be_aborted_at_every_step() {
         assert_eq!(rotation(Phase::Publishing, false).abort(false), Abort::Now, "the new root has proved nothing");
+        assert_eq!(rotation(Phase::Issuing, false).abort(false), Abort::WhenUnused);
+        assert_eq!(rotation(Phase::Withdrawing, false).abort(false), Abort::UnderWay);
         for phase in [Phase::Issuing, Phase::Withdrawing] {
-            assert_eq!(rotation(phase, false).abort(false), Abort::WhenUnused);
             assert_eq!(rotation(phase, false).abort(true), Abort::Now);
         }
     }

@@ -18,7 +18,7 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,12 +40,11 @@ use crate::places::{Places, Source};
 use crate::rotating::keep_advancing;
 use crate::service::Service;
 use crate::storage::Storage;
+use crate::upkeep::{renew, warn_of_ends};
 use crate::wire::ca_server::CaServer;
 
 /// The server's own certificate lives this long, and is replaced after a third of it.
 const SERVER_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
-/// When that fails it is tried again after this.
-const AGAIN: Duration = Duration::from_secs(5);
 const HANDSHAKE: Duration = Duration::from_secs(5);
 const MOST_HANDSHAKES: usize = 256;
 const MOST_HANDSHAKES_OF_ONE: usize = 32;
@@ -77,7 +76,8 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
     tasks.spawn(keep_written(Arc::clone(&agents)));
     tasks.spawn(forget_evicted(Arc::clone(&agents), follower.subscribe()));
     tasks.spawn(keep_advancing(Arc::clone(&follower), Arc::clone(&agents)));
-    tasks.spawn(renew(Arc::clone(&tls), follower.subscribe()));
+    tasks.spawn(renew(Arc::clone(&tls), follower.subscribe(), SERVER_LIFE / 3, tls_config));
+    tasks.spawn(warn_of_ends(follower.subscribe(), config.leaf_ttl));
     let listen = |error| CaError::Listen(config.listen, error);
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
     let (connections, accepted) = mpsc::channel(64);
@@ -246,38 +246,6 @@ fn new_certificate(authority: &Authority) -> Result<CertifiedKey, CaError> {
     let der = key.der();
     let signing = aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(der.as_slice()).into());
     Ok(CertifiedKey::new(chain, signing.map_err(|error| crypto(&error))?))
-}
-
-/// A new certificate in time, and whenever the authority is another one.
-async fn renew(tls: Arc<ArcSwap<ServerConfig>>, mut current: watch::Receiver<Arc<Current>>) {
-    let mut ticks = interval(SERVER_LIFE / 3);
-    ticks.tick().await;
-    let mut authority = Arc::clone(&current.borrow_and_update().authority);
-    let mut is_due = false;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => is_due = true,
-            () = sleep(AGAIN), if is_due => {}
-            changed = current.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                let next = Arc::clone(&current.borrow_and_update().authority);
-                is_due |= !Arc::ptr_eq(&next, &authority);
-                authority = next;
-            }
-        }
-        if !is_due {
-            continue;
-        }
-        match tls_config(&authority) {
-            Ok(next) => {
-                tls.store(Arc::new(next));
-                is_due = false;
-            }
-            Err(error) => warn!(%error, "cannot renew the server's certificate; it is tried again"),
-        }
-    }
 }
 
 /// What evicted nodes said counts no more.

@@ -232,6 +232,11 @@ impl State {
         &self.roots
     }
 
+    /// The same root has another issuing CA from now on. The number of the one that goes.
+    pub(crate) fn replace_current(&mut self, next: u32) -> u32 {
+        self.roots.replace_current(next)
+    }
+
     /// Both roots are believed from now on.
     pub(crate) fn begin_rotation(&mut self, rotation: Rotation) {
         self.roots.begin(rotation);

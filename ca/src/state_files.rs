@@ -14,6 +14,10 @@ use zeroize::Zeroizing;
 const WRITABLE: u32 = 0o022;
 /// Mode bits: read by the group or by others.
 const READABLE: u32 = 0o044;
+/// How the names of files begin that are being written.
+const FRESH: &str = ".tmp";
+/// So many new files can be swept away under our hands before it is no accident.
+const TRIES: usize = 8;
 
 /// Why a state directory, or a file in it, is not used.
 #[derive(Debug, Error)]
@@ -60,14 +64,16 @@ pub enum StateError {
     },
 }
 
-/// Makes the directory (0700) if it is not there. One that others may write to is refused.
+/// Makes the directory (0700) if it is not there. One that others may write to is refused. What a process that was killed had
+/// half written, which may be a key, is removed.
 ///
 /// # Errors
 /// [`StateError`].
 pub fn open_folder(folder: &Path) -> Result<(), StateError> {
     let system = |source| system(folder, source);
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(system)?;
-    judge(folder, &fs::metadata(folder).map_err(system)?, WRITABLE)
+    judge(folder, &fs::metadata(folder).map_err(system)?, WRITABLE)?;
+    sweep(folder).map_err(system)
 }
 
 /// A file's bytes; `None` if it is not there. One that others may write to is refused.
@@ -94,8 +100,7 @@ pub fn read_key(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let written = || {
         let folder = folder_of(path);
-        // tempfile makes files with 0600.
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut file = fresh(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path)?;
@@ -110,6 +115,37 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
 /// [`StateError`].
 pub fn remove(path: &Path) -> Result<(), StateError> {
     fs::remove_file(path).and_then(|()| sync(folder_of(path))).map_err(|source| system(path, source))
+}
+
+/// A new file (0600, as tempfile makes them), locked as long as it is being written: what is not locked was left behind.
+fn fresh(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    for _ in 0..TRIES {
+        let file = tempfile::Builder::new().prefix(FRESH).tempfile_in(folder)?;
+        // A sweep can have come between the file and its lock.
+        if file.as_file().try_lock().is_ok() && file.as_file().metadata()?.nlink() == 1 {
+            return Ok(file);
+        }
+    }
+    Err(io::Error::other("new files are removed by somebody else"))
+}
+
+fn sweep(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let is_fresh = entry.file_name().as_encoded_bytes().starts_with(FRESH.as_bytes());
+        if !is_fresh || !entry.file_type()?.is_file() {
+            continue;
+        }
+        match File::open(entry.path()) {
+            Ok(file) if file.try_lock().is_ok() => match fs::remove_file(entry.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            },
+            // It is being written, or has got its name meanwhile.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 fn read_unless(path: &Path, forbidden: u32) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
@@ -199,6 +235,22 @@ mod tests {
             assert!(error.contains("may write to"), "{error}");
             assert!(matches!(read_key(&path), Err(StateError::Writable { .. })));
         }
+    }
+
+    #[test]
+    fn what_a_killed_process_had_half_written_is_removed_and_what_another_writes_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let mut left = fresh(folder).unwrap();
+        left.write_all(b"half a key").unwrap();
+        // As SIGKILL leaves it: closed, and not removed.
+        let (_, left) = left.keep().unwrap();
+        let written = fresh(folder).unwrap();
+        fs::write(folder.join("other"), b"x").unwrap();
+        open_folder(folder).unwrap();
+        assert!(!left.exists() && written.path().exists() && folder.join("other").exists());
+        drop(written);
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 1);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The state directory: keys, and the state. A file lock is its one writer's turn; it is held for one change, so that
 //! `mantle ca …` works while the CA runs.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
 use zeroize::Zeroizing;
 
 use crate::CaError;
@@ -29,6 +30,9 @@ pub(crate) trait StateStore: Send + Sync {
 }
 
 const STATE: &str = "state.json";
+/// A turn is waited for so long. It takes some milliseconds; where keys are made for the first time, a second or two.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// This file is there while the keys are made, or brought, for the first time.
 pub(crate) const FIRST_START: &str = "first-start";
 
@@ -37,13 +41,14 @@ pub(crate) const FIRST_START: &str = "first-start";
 pub(crate) struct Storage {
     folder: PathBuf,
     passphrase: Option<Passphrase>,
+    patience: Duration,
 }
 
 impl Storage {
     /// Makes the directory if it is not there.
     pub(crate) fn open(folder: &Path) -> Result<Self, CaError> {
         state_files::open_folder(folder)?;
-        Ok(Self { folder: folder.to_owned(), passphrase: None })
+        Ok(Self { folder: folder.to_owned(), passphrase: None, patience: PATIENCE })
     }
 
     /// With keys under a passphrase.
@@ -104,9 +109,16 @@ impl Storage {
         let path = self.path("lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = file.map_err(|source| state(&path, source))?;
-        let _turn: Flock<File> =
-            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| state(&path, errno.into()))?;
-        work()
+        let deadline = Instant::now() + self.patience;
+        // flock(2) has no time limit of its own.
+        loop {
+            match file.try_lock() {
+                Ok(()) => return work(),
+                Err(TryLockError::Error(source)) => return Err(state(&path, source)),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Err(CaError::NoTurn(path)),
+                Err(TryLockError::WouldBlock) => thread::sleep(LOOK_AGAIN),
+            }
+        }
     }
 
     /// Changes the state, as its one writer.
@@ -187,6 +199,31 @@ mod tests {
     use crate::token::JoinToken;
 
     const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_turn_is_not_waited_for_without_end_and_is_had_when_it_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let hasty = Storage { patience: Duration::ZERO, ..Storage::open(folder.path()).unwrap() };
+        let patient = Storage::open(folder.path()).unwrap();
+        patient
+            .exclusively(|| {
+                let error = hasty.change(|_| ()).unwrap_err().to_string();
+                assert!(error.contains("another `mantle ca`") && error.contains("lock"), "{error}");
+                Ok(())
+            })
+            .unwrap();
+        hasty.change(|_| ()).unwrap();
+        // Somebody has it, and lets it go when it is being waited for.
+        let (had, taken) = std::sync::mpsc::channel();
+        let other = hasty.clone();
+        let waiting = std::thread::spawn(move || {
+            let turn = |()| other.exclusively(|| had.send(()).map_err(|error| CaError::Refused(error.to_string())));
+            turn(())
+        });
+        taken.recv().unwrap();
+        patient.change(|_| ()).unwrap();
+        waiting.join().unwrap().unwrap();
+    }
 
     #[test]
     fn the_state_is_for_its_owner_alone_and_keeps_no_secret() {

@@ -118,6 +118,9 @@ impl<A: Messages<Item = Result<WatchAck, Status>> + Unpin> Watching<A> {
         if !ack.rejected.is_empty() {
             warn!(node = self.agent.node, sequence = ack.sequence, reason = ?ack.rejected, "an agent rejects an update");
         }
+        if !ack.warning.is_empty() {
+            warn!(node = self.agent.node, sequence = ack.sequence, warning = ?ack.warning, "an agent takes an update in part");
+        }
         self.stream.said(ack);
     }
 }

@@ -87,13 +87,6 @@ impl Ca {
         self.operate(&["deny", "remove"], what, &[]);
     }
 
-    /// Runs `mantle ca issue` for a client's request, whether the CA runs or not; the chain goes to `out`.
-    #[track_caller]
-    pub fn issue(&self, csr: &Path, name: &str, out: &Path) {
-        let (csr, out) = (csr.to_str().must("a path is text"), out.to_str().must("a path is text"));
-        self.operate(&["issue"], ["--name", name], &["--csr", csr, "--out", out]);
-    }
-
     /// Runs `mantle ca rotate` with these words. What it prints, or why it refuses.
     ///
     /// # Errors
@@ -103,6 +96,13 @@ impl Ca {
         let output = output.must("cannot run mantle");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// Runs `mantle ca issue` for a client's request, whether the CA runs or not; the chain goes to `out`.
+    #[track_caller]
+    pub fn issue(&self, csr: &Path, name: &str, out: &Path) {
+        let (csr, out) = (csr.to_str().must("a path is text"), out.to_str().must("a path is text"));
+        self.operate(&["issue"], ["--name", name], &["--csr", csr, "--out", out]);
     }
 
     /// What it has said since it was started.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ca::rotating;
+use ca::{issuing, rotating};
 use clap::{Args, Subcommand};
 
 use super::{harden, print, read_config, system};
@@ -51,6 +51,22 @@ pub(super) enum Rotate {
         #[arg(long, value_name = "FILE", requires = "root")]
         issuing_key: Option<PathBuf>,
     },
+    /// Give the root another issuing CA: agents notice nothing, and what the one before has issued stays good. Without other
+    /// options the root's key must be in `state_dir`.
+    Issuing {
+        /// The CA's configuration (YAML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The root's key, if it lies elsewhere (PKCS#8 in PEM, for its owner alone); it is only read.
+        #[arg(long, value_name = "FILE", conflicts_with = "issuing_cert")]
+        root_key: Option<PathBuf>,
+        /// The certificate of an issuing CA that was signed where the root's key is (PEM).
+        #[arg(long, value_name = "FILE", requires = "issuing_key")]
+        issuing_cert: Option<PathBuf>,
+        /// That one's key (PKCS#8 in PEM).
+        #[arg(long, value_name = "FILE", requires = "issuing_cert")]
+        issuing_key: Option<PathBuf>,
+    },
     /// Print where the rotation is, for whom it waits, and what each root still proves.
     Status {
         /// The CA's configuration (YAML).
@@ -85,6 +101,13 @@ impl Rotate {
                     brought.map(|((root, issuing_cert), issuing_key)| ca::Brought { root, issuing_cert, issuing_key });
                 rotating::start(&config, brought.as_ref(), window, force)?;
                 print(&rotating::status(&config)?)
+            }
+            Self::Issuing { config, root_key, issuing_cert, issuing_key } => {
+                let source = issuing_cert.zip(issuing_key).map(|(cert, key)| issuing::Source::Brought { cert, key });
+                let source = source.unwrap_or(issuing::Source::Root(root_key));
+                let ends = issuing::replace(&read_config(&config)?, &source)?;
+                let end = ca::ends::moment(ends.issuing);
+                print(&format!("the root has another issuing CA, which ends at {end}; the one before is destroyed"))
             }
             Self::Status { config } => print(&rotating::status(&read_config(&config)?)?),
             Self::Finish(Step { config, force }) => match rotating::finish(&read_config(&config)?, force)? {

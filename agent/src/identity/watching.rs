@@ -20,6 +20,8 @@ use crate::secure::Trust;
 
 mod update;
 
+use update::{Brought, Spoiled};
+
 pub use update::Rotation;
 
 /// The CA has this long to tell what is in force.
@@ -46,7 +48,7 @@ pub struct Watched {
     pub since: u64,
     /// Our clock less the CA's in milliseconds, as it was when the CA spoke last.
     pub skew_ms: Option<i64>,
-    /// Why it is not connected, or why its last word is not in force.
+    /// Why it is not connected, or why its last word, or a part of it, is not in force.
     pub problem: Option<String>,
 }
 
@@ -75,6 +77,8 @@ pub(super) struct Watch {
 struct Answer {
     sequence: u64,
     rejected: String,
+    /// What of it is not in force.
+    warning: String,
     /// It is in force, but would not be after a start.
     unkept: bool,
 }
@@ -132,7 +136,7 @@ impl Watch {
                     }
                     let kept = answer.unkept && self.client.roots().keep().is_ok();
                     if kept {
-                        answer = Answer { sequence: answer.sequence, ..Answer::default() };
+                        answer = Answer { rejected: String::new(), unkept: false, ..answer };
                     }
                     let now = self.used();
                     if kept || now != used {
@@ -159,25 +163,22 @@ impl Watch {
         format!("the CA: {}", status.message())
     }
 
-    /// Brings an update into force, the whole of it or nothing.
+    /// Brings an update into force.
     fn take(&mut self, update: &WatchUpdate) -> Answer {
         if std::mem::take(&mut self.failures) > 0 {
             self.told.ca_back.notify_one();
         }
         let current = Arc::clone(&self.told.trust.borrow());
         let read = update::read(update, &self.own, &current);
-        let problem = read.as_ref().err().map(ToString::to_string);
-        let skew = skew(update.now_ms);
-        self.told.watched.send_modify(|watched| {
-            if !watched.connected {
-                info!(sequence = update.sequence, "the CA tells of changes of trust from now on");
-                (watched.connected, watched.since) = (true, now().as_secs());
-            }
-            (watched.skew_ms, watched.problem) = (skew, problem.clone());
-        });
+        let warning = read.as_ref().map(|brought| told(&brought.spoiled)).unwrap_or_default();
+        let rejected = read.as_ref().err().map(ToString::to_string);
+        let problem = rejected.clone().or_else(|| (!warning.is_empty()).then(|| warning.clone()));
         let mut unkept = None;
         match read {
-            Ok((trust, rotations)) => {
+            Ok(Brought { trust, rotations, spoiled }) => {
+                for error in spoiled {
+                    warn!(%error, sequence = update.sequence, "another trust domain's bundle has a bad anchor");
+                }
                 if *trust != *current {
                     info!(sequence = update.sequence, "took up a change of trust");
                     self.told.trust.send_replace(Arc::clone(&trust));
@@ -195,8 +196,17 @@ impl Watch {
                 warn!(%error, sequence = update.sequence, in_force = current.sequence(), "the CA's update changes nothing");
             }
         }
-        let rejected = problem.or_else(|| unkept.as_ref().map(ToString::to_string)).unwrap_or_default();
-        Answer { sequence: update.sequence, rejected, unkept: unkept.is_some() }
+        // Whoever sees that the CA is heard finds its word in force.
+        let skew = skew(update.now_ms);
+        self.told.watched.send_modify(|watched| {
+            if !watched.connected {
+                info!(sequence = update.sequence, "the CA tells of changes of trust from now on");
+                (watched.connected, watched.since) = (true, now().as_secs());
+            }
+            (watched.skew_ms, watched.problem) = (skew, problem);
+        });
+        let rejected = rejected.or_else(|| unkept.as_ref().map(ToString::to_string)).unwrap_or_default();
+        Answer { sequence: update.sequence, rejected, warning, unkept: unkept.is_some() }
     }
 
     fn lost(&self, problem: String) {
@@ -214,8 +224,9 @@ impl Watch {
     }
 
     fn say(&self, acks: &mpsc::Sender<WatchAck>, answer: &Answer, used: &[AnchorUse]) -> Result<(), String> {
-        let (rejected, agent) = (answer.rejected.clone(), self.name.to_vec());
-        let ack = WatchAck { sequence: answer.sequence, rejected, anchors: used.to_vec(), agent };
+        let (rejected, warning) = (answer.rejected.clone(), answer.warning.clone());
+        let (anchors, agent) = (used.to_vec(), self.name.to_vec());
+        let ack = WatchAck { sequence: answer.sequence, rejected, anchors, agent, warning };
         acks.try_send(ack).map_err(|_| "the CA does not read our answers".to_owned())
     }
 
@@ -235,6 +246,11 @@ impl Watch {
         };
         all.into_iter().map(used).collect()
     }
+}
+
+fn told(spoiled: &[Spoiled]) -> String {
+    let all: Vec<String> = spoiled.iter().map(ToString::to_string).collect();
+    all.join("; ")
 }
 
 /// Our clock less the CA's, in milliseconds. Without a clock of the CA's there is none.

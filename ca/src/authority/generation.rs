@@ -16,15 +16,17 @@ use time::OffsetDateTime;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{BACKDATE, crypto, serial};
+use super::made::Made;
+use super::{crypto, serial};
 use crate::CaError;
+use crate::ends::Ends;
 use crate::keys::{self, Key};
 use crate::rotation::Roots;
 use crate::storage::{FIRST_START, Storage};
 use crate::token::KeyHash;
 
-const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-const ISSUER_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
+pub(super) const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+pub(super) const ISSUER_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
 
 /// Root certificate, issuing certificate and issuing key.
 pub(crate) struct Generation {
@@ -32,7 +34,7 @@ pub(crate) struct Generation {
     pub(super) root_key_hash: KeyHash,
     pub(super) issuing: CertificateDer<'static>,
     pub(super) issuing_key_hash: KeyHash,
-    pub(super) issuing_end: OffsetDateTime,
+    pub(super) ends: Ends,
     pub(super) issuer: Issuer<'static, Key>,
 }
 
@@ -88,10 +90,10 @@ pub(super) fn is_first_start(storage: &Storage) -> Result<bool, CaError> {
     Ok(!storage.names()?.iter().any(is_left))
 }
 
-/// Removes what earlier roots left, if a removal was interrupted.
+/// Removes what earlier roots left, if a removal was interrupted, and what was written and never came to count.
 pub(super) fn sweep(storage: &Storage, roots: &Roots) -> Result<(), CaError> {
     let is_used = |number: u32| number == roots.current || Some(number) == roots.next();
-    for number in (1..=roots.newest).filter(|number| !is_used(*number)) {
+    for number in (1..=roots.newest + 1).filter(|number| !is_used(*number)) {
         remove(storage, number)?;
     }
     Ok(())
@@ -110,24 +112,7 @@ pub(crate) fn remove(storage: &Storage, number: u32) -> Result<(), CaError> {
 
 /// Makes a root and an issuing CA.
 pub(crate) fn create(storage: &Storage, trust_domain: &TrustDomain, number: u32) -> Result<(), CaError> {
-    let now = OffsetDateTime::now_utc();
-    let root_key = Key::generate()?;
-    let mut root = ca_params(trust_domain, "root", BasicConstraints::Constrained(1))?;
-    (root.not_before, root.not_after) = (now - BACKDATE, now + ROOT_LIFE);
-    let root_certificate = root.self_signed(&root_key).map_err(crypto)?;
-
-    let issuing_key = Key::generate()?;
-    let mut issuing = ca_params(trust_domain, "issuing", BasicConstraints::Constrained(0))?;
-    issuing.use_authority_key_identifier_extension = true;
-    (issuing.not_before, issuing.not_after) = (now - BACKDATE, now + ISSUER_LIFE);
-    let issuer = Issuer::new(root, &root_key);
-    let issuing_certificate = issuing.signed_by(&issuing_key, &issuer).map_err(crypto)?;
-
-    let names = Names::of(number);
-    keys::write(storage, &names.root_key, &root_key)?;
-    storage.write(&names.root, root_certificate.pem().as_bytes())?;
-    keys::write(storage, &names.issuing_key, &issuing_key)?;
-    storage.write(&names.issuing, issuing_certificate.pem().as_bytes())
+    Made::generate(trust_domain, storage.passphrase())?.write(storage, number)
 }
 
 /// Takes what an operator brings, if it can be used.
@@ -137,51 +122,44 @@ pub(crate) fn bring(
     number: u32,
     brought: &Brought,
 ) -> Result<(), CaError> {
-    let read = |path: &PathBuf| -> Result<CertificateDer<'static>, CaError> {
-        CertificateDer::from_pem_file(path).map_err(|error| brought_wrong(path, error.to_string()))
-    };
-    let (root, issuing) = (read(&brought.root)?, read(&brought.issuing_cert)?);
-    let key = keys::bring(&brought.issuing_key, storage.passphrase())?;
-    let wrong = |fault: Fault| match fault {
-        Fault::Root(what) => brought_wrong(&brought.root, what),
-        Fault::Issuing(what) => brought_wrong(&brought.issuing_cert, what),
-        Fault::Key(what) => brought_wrong(&brought.issuing_key, what),
-    };
-    // One CA's certificates are enough: what stands behind them in the file would be dropped in silence.
-    for path in [&brought.root, &brought.issuing_cert] {
-        let count = CertificateDer::pem_file_iter(path).map_or(0, Iterator::count);
-        if count != 1 {
-            return Err(brought_wrong(path, format!("it has {count} certificates; it must have one")));
-        }
-    }
-    check_new(&root, &issuing).map_err(wrong)?;
-    Generation::new(root.clone(), issuing.clone(), key, trust_domain).map_err(wrong)?;
-    let key = keys::bring(&brought.issuing_key, storage.passphrase())?;
-    let names = Names::of(number);
-    storage.write(&names.root, pem(&root)?.as_bytes())?;
-    keys::write(storage, &names.issuing_key, &key)?;
-    storage.write(&names.issuing, pem(&issuing)?.as_bytes())
+    Made::bring(trust_domain, brought, storage.passphrase())?.write(storage, number)
 }
 
-fn brought_wrong(path: &Path, what: String) -> CaError {
+pub(super) fn brought_wrong(path: &Path, what: String) -> CaError {
     CaError::Brought { path: path.to_owned(), what }
 }
 
-fn pem(der: &CertificateDer<'_>) -> Result<String, CaError> {
-    let document = pkcs8::Document::try_from(&**der).map_err(crypto)?;
-    document.to_pem("CERTIFICATE", pkcs8::LineEnding::LF).map_err(crypto)
-}
-
-/// The hash of a root's key, for which no key is read.
-pub(crate) fn root_key_hash(storage: &Storage, number: u32) -> Result<KeyHash, CaError> {
-    let root = certificate(storage, &Names::of(number).root)?;
-    let hash = X509Certificate::from_der(&root).map(|(_, parsed)| Sha256::digest(parsed.public_key().raw).into());
+/// The hash of a root's key.
+pub(crate) fn root_key_hash(root: &CertificateDer<'_>) -> Result<KeyHash, CaError> {
+    let hash = X509Certificate::from_der(root).map(|(_, parsed)| Sha256::digest(parsed.public_key().raw).into());
     hash.map_err(crypto)
 }
 
-/// A root, for which no key is read.
+/// Whether one root could be taken for the other: webpki searches issuers by name.
+pub(crate) fn is_same_root(one: &CertificateDer<'_>, other: &CertificateDer<'_>) -> Result<bool, CaError> {
+    let (_, one) = X509Certificate::from_der(one).map_err(crypto)?;
+    let (_, other) = X509Certificate::from_der(other).map_err(crypto)?;
+    Ok(one.public_key().raw == other.public_key().raw || one.subject().as_raw() == other.subject().as_raw())
+}
+
+/// A generation's root, for which no key is read.
 pub(crate) fn root(storage: &Storage, number: u32) -> Result<CertificateDer<'static>, CaError> {
     certificate(storage, &Names::of(number).root)
+}
+
+/// When both of a generation end, for which no key is read.
+pub(crate) fn ends(storage: &Storage, number: u32) -> Result<Ends, CaError> {
+    let names = Names::of(number);
+    let end = |name: &str| {
+        let certificate = certificate(storage, name)?;
+        let (_, parsed) = X509Certificate::from_der(&certificate).map_err(crypto)?;
+        end(&parsed).map_err(crypto)
+    };
+    Ok(Ends { root: end(&names.root)?, issuing: end(&names.issuing)? })
+}
+
+fn end(certificate: &X509Certificate<'_>) -> Result<OffsetDateTime, time::error::ComponentRange> {
+    OffsetDateTime::from_unix_timestamp(certificate.validity().not_after.timestamp())
 }
 
 fn certificate(storage: &Storage, name: &str) -> Result<CertificateDer<'static>, CaError> {
@@ -213,7 +191,7 @@ pub(super) enum Fault {
 
 impl Generation {
     /// Puts the three together, if they belong together and to this trust domain.
-    fn new(
+    pub(super) fn new(
         root: CertificateDer<'static>,
         issuing: CertificateDer<'static>,
         key: Key,
@@ -234,25 +212,12 @@ impl Generation {
         }
         let root_key_hash = Sha256::digest(parsed_root.public_key().raw).into();
         let issuing_key_hash = Sha256::digest(parsed.public_key().raw).into();
-        let issuing_end = OffsetDateTime::from_unix_timestamp(parsed.validity().not_after.timestamp())
-            .map_err(|error| Fault::Issuing(error.to_string()))?;
-        let issuer = Issuer::from_ca_cert_der(&issuing, key).map_err(|error| Fault::Issuing(error.to_string()))?;
-        Ok(Self { root_key_hash, issuing_key_hash, issuing_end, issuer, root, issuing })
-    }
-}
-
-impl Generation {
-    /// The hash of the root's key.
-    pub(crate) fn root_key_hash(&self) -> KeyHash {
-        self.root_key_hash
-    }
-
-    /// Whether one root could be taken for the other: webpki searches issuers by name.
-    pub(crate) fn is_same_root(&self, other: &Self) -> bool {
-        let name = |root: &CertificateDer<'_>| {
-            X509Certificate::from_der(root).map(|(_, parsed)| parsed.subject().as_raw().to_vec()).ok()
+        let ends = Ends {
+            root: end(&parsed_root).map_err(|error| Fault::Root(error.to_string()))?,
+            issuing: end(&parsed).map_err(|error| Fault::Issuing(error.to_string()))?,
         };
-        self.root_key_hash == other.root_key_hash || name(&self.root) == name(&other.root)
+        let issuer = Issuer::from_ca_cert_der(&issuing, key).map_err(|error| Fault::Issuing(error.to_string()))?;
+        Ok(Self { root_key_hash, issuing_key_hash, ends, issuer, root, issuing })
     }
 }
 
@@ -267,7 +232,7 @@ fn is_for(certificate: &X509Certificate<'_>, trust_domain: &TrustDomain) -> bool
 }
 
 /// What must be true of CAs that we did not make, for the agents to verify what they sign.
-fn check_new(root: &CertificateDer<'_>, issuing: &CertificateDer<'_>) -> Result<(), Fault> {
+pub(super) fn check_new(root: &CertificateDer<'_>, issuing: &CertificateDer<'_>) -> Result<(), Fault> {
     check_ca(root, 1).map_err(Fault::Root)?;
     check_ca(issuing, 0).map_err(Fault::Issuing)
 }
@@ -298,7 +263,11 @@ fn check_ca(der: &CertificateDer<'_>, depth: u32) -> Result<(), String> {
     Ok(())
 }
 
-fn ca_params(trust_domain: &TrustDomain, role: &str, depth: BasicConstraints) -> Result<CertificateParams, CaError> {
+pub(super) fn ca_params(
+    trust_domain: &TrustDomain,
+    role: &str,
+    depth: BasicConstraints,
+) -> Result<CertificateParams, CaError> {
     let serial = serial()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -321,6 +290,7 @@ mod tests {
     use super::*;
     use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SubjectPublicKeyInfo};
 
+    use super::super::BACKDATE;
     use crate::authority::{Authority, Subject};
 
     type Wish = fn(&mut CertificateParams);

@@ -186,6 +186,7 @@ fn what_has_issued_is_withdrawn_when_nothing_is_left_of_it() {
     world.acks(&[&old]);
     assert_eq!(world.step(), Some(Phase::Issuing));
     assert!(!abort(&world.config, false).unwrap());
+    assert!(!abort(&world.config, false).unwrap(), "once more changes nothing");
     assert_eq!(world.pods_under(), old);
     let orders = world.orders();
     assert_eq!((orders.len(), orders[0].generation, to_hex(&orders[0].anchors[0])), (1, 2, new.clone()));
@@ -206,6 +207,32 @@ fn it_goes_on_without_the_old_roots_key() {
     assert_eq!(world.step(), Some(Phase::Issuing));
     world.acks(&[]);
     assert!(!finish(&world.config, false).unwrap(), "it is for the operator to destroy it where it is");
+}
+
+#[test]
+fn the_key_is_told_to_be_destroyed_whoever_was_the_first_to_remove_it() {
+    let world = World::new();
+    world.start().unwrap();
+    world.acks(&[]);
+    assert_eq!(world.step(), Some(Phase::Issuing));
+    world.acks(&[]);
+    let (gone, key_was_here) = forsake_old(world.follower.storage(), false).unwrap();
+    // The CA that runs looks, and sweeps what no root of the state's has.
+    world.follower.look();
+    assert!(!world.has(gone) && key_was_here);
+}
+
+#[test]
+fn keys_are_made_before_a_turn_is_asked_for() {
+    let world = World::new();
+    // Under a passphrase that is not there none can be made; the state is not even looked at for long.
+    let config = Config {
+        key_passphrase: Some(crate::Passphrase::Environment("MANTLE_TEST_NOT_SET".to_owned())),
+        ..world.config.clone()
+    };
+    let start = || start(&config, None, Duration::from_secs(60), false).unwrap_err();
+    let held = world.follower.storage().exclusively(|| Ok(start())).unwrap();
+    assert!(matches!(held, CaError::Passphrase(_)), "{held}");
 }
 
 #[test]

@@ -45,7 +45,9 @@ fn good() -> WatchUpdate {
 }
 
 fn read(update: &WatchUpdate, current: &Trust) -> Result<(Arc<Trust>, Vec<Rotation>), String> {
-    update::read(update, &OWN.parse().unwrap(), current).map_err(|rejection| rejection.to_string())
+    let brought = update::read(update, &OWN.parse().unwrap(), current).map_err(|rejection| rejection.to_string())?;
+    assert!(brought.spoiled.is_empty(), "{:?}", brought.spoiled);
+    Ok((brought.trust, brought.rotations))
 }
 
 #[test]
@@ -76,6 +78,19 @@ fn a_foreign_domain_may_lose_everything_at_once() {
 }
 
 #[test]
+fn a_bad_anchor_of_another_domain_spoils_that_domain_alone() {
+    let mut update = good();
+    update.bundles.push(bundle("third.mantle", vec![anchor(1)]));
+    update.bundles[1].anchors.push(vec![0x30]);
+    let brought = update::read(&update, &OWN.parse().unwrap(), &Trust::default()).unwrap();
+    let valid = |domain: &str| brought.trust.has_valid_anchor(&domain.parse().unwrap());
+    assert!(valid(OWN) && !valid("other.mantle") && valid("third.mantle"));
+    assert!(brought.trust.knows(&"other.mantle".parse().unwrap()), "it is one without anchors");
+    let words = told(&brought.spoiled);
+    assert_eq!(words, "nobody of trust domain other.mantle is believed: a trust anchor is no X.509 certificate");
+}
+
+#[test]
 fn a_wrong_update_is_rejected_whole_with_its_reason() {
     let (current, _) = read(&good(), &Trust::default()).unwrap();
     let rejected = |bend: &dyn Fn(&mut WatchUpdate)| {
@@ -89,7 +104,7 @@ fn a_wrong_update_is_rejected_whole_with_its_reason() {
     assert!(rejected(&|u| u.bundles[0].anchors.clear()).contains("own trust domain test.mantle"));
     assert!(rejected(&|u| u.bundles[0].anchors = vec![anchor(-1), anchor(-2)]).contains("no valid anchor"));
     assert!(rejected(&|u| _ = u.bundles.remove(0)).contains("no valid anchor"));
-    assert!(rejected(&|u| u.bundles[1].anchors.push(vec![0x30])).contains("no X.509 certificate"));
+    assert!(rejected(&|u| u.bundles[0].anchors.push(vec![0x30])).contains("no X.509 certificate"));
     assert!(rejected(&|u| u.bundles[1].trust_domain = "Other".into()).contains("no trust domain"));
     assert!(rejected(&|u| u.bundles[1].trust_domain = OWN.into()).contains("two bundles"));
     assert!(rejected(&|u| u.rotate[0].anchors[0].truncate(31)).contains("31 bytes"));
@@ -173,4 +188,42 @@ async fn the_ca_is_told_which_anchors_are_in_use() {
     let anchor = agent_core::identity::Hex(&anchors(&held).unwrap()).to_string();
     drop(held);
     noted(&ca, "node-a", |noted| noted["anchors"][&anchor]["certificates"] == 1).await;
+}
+
+/// A root as another cluster's CA has it.
+fn root_of_another() -> rustls::pki_types::CertificateDer<'static> {
+    anchor(1).into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_cluster_is_believed_by_its_own_anchors_until_it_is_disabled() {
+    let ca = TestCa::start().await;
+    let (agent, _wanted) = agent(&ca, Estate::default()).await;
+    let [b, c]: [TrustDomain; 2] = ["b.mantle", "c.mantle"].map(|domain| domain.parse().unwrap());
+    let path = ca.config.state_dir.join("bundle");
+    let add = |domain: &TrustDomain, sequence| {
+        let bundle = ca::federation::Bundle::new(sequence, None, vec![root_of_another()]);
+        std::fs::write(&path, bundle.to_json().unwrap()).unwrap();
+        let source = ca::federation::Source::File;
+        let wish = ca::federation::Wish { trust_domain: domain.clone(), source, bundle: Some(path.clone()) };
+        ca::federation::add(&ca.config, &wish)
+    };
+    add(&b, 5).unwrap();
+    add(&c, 5).unwrap();
+    trusts(&agent, |trust| trust.has_valid_anchor(&b) && trust.has_valid_anchor(&c)).await;
+    let words = |domain, sequence| add(domain, sequence).unwrap_err().to_string();
+    assert!(words(&b, 4).contains("lower than 5") && words(&b, 5).contains("other anchors"));
+    assert!(words(&OWN.parse().unwrap(), 9).contains("our own trust domain"));
+    assert!(ca::federation::disable(&ca.config, &b).unwrap());
+    // One update has both: there is none in which it has lost its anchors and is not denied, or the other way round.
+    let mut seen = agent.trust();
+    let is_cut = |trust: &Trust| trust.deny().trust_domains.contains(&b);
+    let cut =
+        tokio::time::timeout(Duration::from_secs(40), seen.wait_for(|trust| is_cut(trust))).await.unwrap().unwrap();
+    assert!(!cut.has_valid_anchor(&b) && cut.has_valid_anchor(&c) && cut.has_valid_anchor(&OWN.parse().unwrap()));
+    drop(cut);
+    add(&b, 6).unwrap();
+    trusts(&agent, |trust| trust.has_valid_anchor(&b) && !is_cut(trust)).await;
+    ca::federation::remove(&ca.config, &b).unwrap();
+    trusts(&agent, |trust| !trust.knows(&b) && trust.has_valid_anchor(&c)).await;
 }

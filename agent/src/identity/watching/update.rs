@@ -1,4 +1,5 @@
-//! One update of the CA's, read strictly: all of it is right, or nothing of it is used.
+//! One update of the CA's, read strictly: all of it is right, or nothing of it is used. One exception: another trust domain whose
+//! anchors are bad is one without anchors. Its operators must not be able to keep ours from being heard.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -51,20 +52,37 @@ pub(super) enum Rejection {
     Key(usize),
 }
 
+/// What an update brings.
+#[derive(Debug)]
+pub(super) struct Brought {
+    pub(super) trust: Arc<Trust>,
+    pub(super) rotations: Vec<Rotation>,
+    /// Other trust domains that have a bad anchor: nobody of them is believed.
+    pub(super) spoiled: Vec<Spoiled>,
+}
+
+/// Why nobody of a trust domain is believed.
+#[derive(Debug, Error)]
+#[error("nobody of trust domain {0} is believed: {1}")]
+pub(super) struct Spoiled(TrustDomain, TrustError);
+
 /// Reads an update. `current` is what is in force, and stays so if there is an error.
-pub(super) fn read(
-    update: &WatchUpdate,
-    own: &TrustDomain,
-    current: &Trust,
-) -> Result<(Arc<Trust>, Vec<Rotation>), Rejection> {
+pub(super) fn read(update: &WatchUpdate, own: &TrustDomain, current: &Trust) -> Result<Brought, Rejection> {
     if update.sequence < current.sequence().max(1) {
         return Err(Rejection::Older(update.sequence, current.sequence()));
     }
-    let mut domains = HashMap::new();
+    let (mut domains, mut spoiled) = (HashMap::new(), Vec::new());
     for bundle in &update.bundles {
         let domain = trust_domain(&bundle.trust_domain)?;
-        let anchors: Vec<CertificateDer<'static>> =
+        let mut anchors: Vec<CertificateDer<'static>> =
             bundle.anchors.iter().map(|anchor| CertificateDer::from(anchor.clone())).collect();
+        if domain != *own
+            && let Err(error) = Trust::new(HashMap::from([(domain.clone(), anchors.clone())]))
+        {
+            // The rest of its anchors would be a surprise.
+            anchors.clear();
+            spoiled.push(Spoiled(domain.clone(), error));
+        }
         if domains.insert(domain.clone(), anchors).is_some() {
             return Err(Rejection::Twice(domain));
         }
@@ -76,7 +94,7 @@ pub(super) fn read(
     if !trust.has_valid_anchor(own) {
         return Err(Rejection::OwnAnchors(own.clone()));
     }
-    Ok((trust, rotations))
+    Ok(Brought { trust, rotations, spoiled })
 }
 
 fn deny_list(told: &wire::DenyList) -> Result<DenyList, Rejection> {
