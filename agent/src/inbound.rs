@@ -79,7 +79,7 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
     let (generation, not_after) = (credentials.generation(), credentials.not_after());
     drop(credentials);
     let secured = Secured { plane, pod: &pod, generation, not_after, from };
-    let mut entry = inbound.used.enter(pod.uid(), channel.peer().uid());
+    let mut entry = inbound.used.enter(pod.uid(), channel.peer());
     let mut tunnel = Tunnel::new(channel, Acceptor::new());
     while let Some(request) = secured.next(&mut tunnel, &entry).await {
         let id = request.id;

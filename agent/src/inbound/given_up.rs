@@ -6,8 +6,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use agent_core::identity::PodUid;
+use agent_core::policy::VerifiedPeer;
 use agent_core::tunnel::ConnectionId;
 use tokio::sync::Notify;
 
@@ -17,11 +19,11 @@ pub(super) struct Used {
     by_last: RefCell<HashMap<Key, Rc<Standing>>>,
 }
 
-/// Between which two pods, and after which connection.
+/// Between which pod and whom (a pod by its UID, who is none by its identity), and after which connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     receiver: PodUid,
-    peer: Option<PodUid>,
+    peer: Arc<str>,
     last: ConnectionId,
 }
 
@@ -59,15 +61,21 @@ pub(super) enum Fate {
 pub(super) struct Entry {
     used: Rc<Used>,
     receiver: PodUid,
-    peer: Option<PodUid>,
+    peer: Arc<str>,
     key: Option<Key>,
     standing: Rc<Standing>,
 }
 
 impl Used {
     /// For a tunnel from `peer` that has carried nothing yet.
-    pub(super) fn enter(self: &Rc<Self>, receiver: &PodUid, peer: Option<&PodUid>) -> Entry {
-        let (receiver, peer) = (receiver.clone(), peer.cloned());
+    pub(super) fn enter(self: &Rc<Self>, receiver: &PodUid, peer: &VerifiedPeer) -> Entry {
+        // A UID is no URI.
+        let peer = peer.uid().map_or(peer.identity().as_str(), PodUid::as_str);
+        self.enter_as(receiver, peer)
+    }
+
+    fn enter_as(self: &Rc<Self>, receiver: &PodUid, peer: &str) -> Entry {
+        let (receiver, peer) = (receiver.clone(), peer.into());
         Entry { used: Rc::clone(self), receiver, peer, key: None, standing: Rc::default() }
     }
 
@@ -156,7 +164,7 @@ mod tests {
     /// A tunnel that has carried a connection, and a fresh one between the same pods.
     fn two() -> (Entry, Entry) {
         let used = Rc::new(Used::default());
-        let [mut old, fresh] = [(); 2].map(|()| used.enter(&uid("web"), Some(&uid("client"))));
+        let [mut old, fresh] = [(); 2].map(|()| used.enter_as(&uid("web"), "client"));
         assert!(old.opening() && old.open());
         old.idle(BEFORE);
         (old, fresh)
@@ -195,7 +203,7 @@ mod tests {
     fn a_tunnel_that_is_gone_or_of_other_pods_cannot_be_given_up() {
         let (old, fresh) = two();
         for (receiver, peer) in [("web", "other"), ("other", "client")] {
-            let stranger = old.used.enter(&uid(receiver), Some(&uid(peer)));
+            let stranger = old.used.enter_as(&uid(receiver), peer);
             assert_eq!(stranger.gives_up(BEFORE), Fate::Unknown);
         }
         drop(old);

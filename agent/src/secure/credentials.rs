@@ -193,6 +193,14 @@ impl ResolvesServerCert for ForHandshake {
     }
 }
 
+#[cfg(test)]
+impl Credentials {
+    /// Shows another certificate than the one that was judged.
+    pub(super) fn showing(self, key: Arc<SingleCertAndKey>) -> Self {
+        Self { key, ..self }
+    }
+}
+
 impl Terms<'_> {
     fn check(&self, leaf: &Leaf) -> Result<(), CredentialsError> {
         if leaf.identity != *self.identity || leaf.uid.as_ref() != Some(self.uid) {

@@ -22,6 +22,7 @@ use super::*;
 
 mod asn1;
 mod cases;
+mod client;
 mod deny;
 mod differential;
 mod hostile;

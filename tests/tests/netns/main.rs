@@ -15,6 +15,7 @@ mod drain;
 mod enrolment;
 mod exhausted;
 mod fails_closed;
+mod foreign;
 mod forged;
 mod half_close;
 mod half_started;
