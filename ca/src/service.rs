@@ -188,9 +188,9 @@ impl Service {
             return Err(Status::unauthenticated("the agent's certificate has ended: attest again"));
         }
         let current = self.follower.look();
-        match current.state.admit_by_key(&agent.node, &agent.node_key) {
+        match current.admits(agent) {
             Ok(()) => Ok(current),
-            Err(_) => Err(Status::permission_denied("this node is not admitted any more with the key that attested")),
+            Err(why) => Err(Status::permission_denied(why)),
         }
     }
 
@@ -340,7 +340,7 @@ pods:
 
     fn agent(node: &str) -> Agent {
         let until = SystemTime::now() + Duration::from_secs(60);
-        Agent { node: node.into(), node_key: [1; 32], own_key: [2; 32], until }
+        Agent { node: node.into(), node_key: [1; 32], own_key: [2; 32], path: vec![[2; 32], [3; 32]], until }
     }
 
     fn csr() -> Vec<u8> {
@@ -431,6 +431,22 @@ pods:
             service.follower.storage().change(|state| state.allow(&what)).unwrap();
         }
         assert_eq!(sign(&service, "node-a", &items()), [None; 3]);
+    }
+
+    #[test]
+    fn an_agent_whose_certificate_a_denied_ca_signed_is_not_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let sign = || service.sign_all(&agent("node-a"), &[], ALL).map(drop).map_err(|status| status.code());
+        let deny = |key: [u8; 32]| {
+            let what = Denied::Key(to_hex(&key));
+            let entry = Entry { what, reason: "stolen".into(), since: 0, by: "test".into() };
+            service.follower.storage().change(|state| state.deny(entry)).unwrap().unwrap();
+        };
+        deny([4; 32]);
+        assert_eq!(sign(), Ok(()), "it is somebody else's");
+        deny([3; 32]);
+        assert_eq!(sign(), Err(Code::PermissionDenied));
     }
 
     #[test]
