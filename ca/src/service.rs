@@ -163,8 +163,8 @@ impl Service {
             let signed = if number < granted.items { self.sign(agent, &current, item) } else { Err(too_many(granted)) };
             signed.map_or_else(
                 |refused| {
-                    // Those beyond its share are told together.
-                    if number >= granted.items {
+                    // Those beyond its share are told together, and so are those that nobody knows (yet).
+                    if number >= granted.items || refused.reason() == Reason::PodUnknown {
                         return SignResult { result: Some(Outcome::Refused(refused)) };
                     }
                     let (pod, reason) = (&item.pod_uid, refused.reason().as_str_name());
@@ -178,7 +178,12 @@ impl Service {
             let beyond = items.len() - granted.items;
             warn!(target: "audit", node = agent.node, beyond, "asks for more certificates than its share");
         }
-        Ok(SignReply { results: items.iter().enumerate().map(result).collect() })
+        let reply = SignReply { results: items.iter().enumerate().map(result).collect() };
+        let unknown = unknown(&reply);
+        if unknown > 0 {
+            warn!(target: "audit", node = agent.node, unknown, "asks for pods that the directory does not have");
+        }
+        Ok(reply)
     }
 
     /// What is in force, if the agent is still let in.
@@ -206,6 +211,12 @@ impl Service {
 
 fn refused(reason: Reason, detail: impl ToString) -> Refused {
     Refused { reason: reason.into(), detail: detail.to_string(), retry_after_ms: 0 }
+}
+
+/// How many items were for pods that the directory does not have.
+fn unknown(reply: &SignReply) -> usize {
+    let is_unknown = |result: &&SignResult| matches!(&result.result, Some(Outcome::Refused(refused)) if refused.reason() == Reason::PodUnknown);
+    reply.results.iter().filter(is_unknown).count()
 }
 
 fn too_many(granted: Granted) -> Refused {
@@ -249,9 +260,13 @@ impl Ca for Arc<Service> {
             return blocking(work).await?.map(Response::new);
         }
         let signed = self.signing.run((&node, granted.items), work).await;
-        if signed.as_ref().is_err_and(|status| status.code() == Code::ResourceExhausted) {
-            self.buckets.give_back(&node, granted);
-        }
+        // A pod that the directory does not have yet is asked for again, which costs the CA next to nothing.
+        let unused = match &signed {
+            Ok(Ok(reply)) => unknown(reply),
+            Err(status) if status.code() == Code::ResourceExhausted => granted.items,
+            Ok(Err(_)) | Err(_) => 0,
+        };
+        self.buckets.give_back(&node, unused);
         signed?.map(Response::new)
     }
 
@@ -487,6 +502,19 @@ pods:
         drop(turns);
         let reply = service.sign(call("node-a", "uid-web", &csrs)).await.unwrap().into_inner();
         assert_eq!(outcomes(reply), vec![None; 10]);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_the_directory_does_not_have_yet_uses_nothing_of_the_share_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = Arc::new(service(folder.path()));
+        let csrs: Vec<_> = (0..10).map(|_| csr()).collect();
+        for _ in 0..5 {
+            let reply = service.sign(call("node-a", "uid-late", &csrs)).await.unwrap().into_inner();
+            assert_eq!(outcomes(reply), [Some(Reason::PodUnknown); 10]);
+        }
+        let reply = service.sign(call("node-a", "uid-web", &csrs)).await.unwrap().into_inner();
+        assert_eq!(outcomes(reply), [None; 10]);
     }
 
     #[tokio::test]
