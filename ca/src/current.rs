@@ -14,6 +14,7 @@ use crate::CaError;
 use crate::audit;
 use crate::authority::Authority;
 use crate::deny;
+use crate::peer::Agent;
 use crate::rotation::Order;
 use crate::stamp::Stamp;
 use crate::state::State;
@@ -135,6 +136,20 @@ pub(crate) async fn follow(follower: Arc<Follower>) {
 }
 
 impl Current {
+    /// Whether the agent is still let in: by the node's key, and by a certificate that nobody denied signed.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub(crate) fn admits(&self, agent: &Agent) -> Result<(), &'static str> {
+        if self.state.admit_by_key(&agent.node, &agent.node_key).is_err() {
+            return Err("this node is not admitted any more with the key that attested");
+        }
+        if agent.path.iter().any(|key| self.denied.has_key(key)) {
+            return Err("a key of the agent's certificate is denied: attest again");
+        }
+        Ok(())
+    }
+
     fn load(storage: &Storage, authority: Arc<Authority>) -> Result<Self, CaError> {
         let domain = authority.trust_domain();
         let anchors = authority.anchors();

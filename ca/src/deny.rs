@@ -168,6 +168,11 @@ impl Index {
         Self { reasons: entries.iter().map(|entry| (entry.what.clone(), entry.reason.clone())).collect() }
     }
 
+    /// Whether a key is denied.
+    pub(crate) fn has_key(&self, key: &KeyHash) -> bool {
+        !self.reasons.is_empty() && self.reasons.contains_key(&Denied::Key(to_hex(key)))
+    }
+
     /// What denies a pod with this key a certificate, and why, if anything does.
     pub(crate) fn of_pod(&self, pod: &Pod, key: &KeyHash) -> Option<(&Denied, &str)> {
         if self.reasons.is_empty() {

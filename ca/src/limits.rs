@@ -69,12 +69,12 @@ impl Buckets {
         Granted { items, wait: Duration::from_secs_f64((1.0 - left).max(0.0) / rate) }
     }
 
-    /// Takes back what was granted and not used: it was the CA that had no time.
-    pub(crate) fn give_back(&self, node: &str, granted: Granted) {
+    /// Takes back what was granted and not used.
+    pub(crate) fn give_back(&self, node: &str, items: usize) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // Who was forgotten meanwhile has a full bucket.
         if let Some(bucket) = known.get_mut(node) {
-            bucket.tokens += f64::from(u32::try_from(granted.items).unwrap_or(u32::MAX));
+            bucket.tokens += f64::from(u32::try_from(items).unwrap_or(u32::MAX));
         }
     }
 }
@@ -166,13 +166,13 @@ mod tests {
     #[test]
     fn what_was_granted_and_not_used_is_there_again_and_no_more_than_that() {
         let (buckets, start) = (Buckets::new(LIMIT), Instant::now());
-        let granted = buckets.take("a", 8, start);
-        buckets.give_back("a", granted);
+        buckets.take("a", 8, start);
+        buckets.give_back("a", 8);
         assert_eq!(buckets.take("a", 100, start).items, 10);
-        buckets.give_back("a", granted);
+        buckets.give_back("a", 8);
         assert_eq!(buckets.take("a", 100, start).items, 8);
-        buckets.give_back("a", granted);
-        buckets.give_back("a", granted);
+        buckets.give_back("a", 8);
+        buckets.give_back("a", 8);
         assert_eq!(buckets.take("a", 100, start).items, 10, "never more than the burst");
     }
 

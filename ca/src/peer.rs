@@ -34,14 +34,16 @@ pub(crate) struct Agent {
     pub(crate) node_key: KeyHash,
     /// The certificate's own key.
     pub(crate) own_key: KeyHash,
+    /// The keys of the certificates that it came with, its own first: who signed it can be denied.
+    pub(crate) path: Vec<KeyHash>,
     /// When the certificate ends.
     pub(crate) until: SystemTime,
 }
 
 impl Caller {
-    /// Reads the client certificate. A pod's certificate has the same root; it makes its owner nobody here.
-    pub(crate) fn of(leaf: Option<&CertificateDer<'_>>, trust_domain: &TrustDomain) -> Self {
-        Self { agent: leaf.and_then(|leaf| Agent::of(leaf, trust_domain)), nonce: Arc::default() }
+    /// Reads the client certificate, which is the first of its chain. A pod's certificate has the same root; it makes its owner nobody here.
+    pub(crate) fn of(chain: &[CertificateDer<'_>], trust_domain: &TrustDomain) -> Self {
+        Self { agent: Agent::of(chain, trust_domain), nonce: Arc::default() }
     }
 
     /// A fresh nonce; it replaces the one before. `None` without randomness.
@@ -60,8 +62,8 @@ impl Caller {
 }
 
 impl Agent {
-    fn of(leaf: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Option<Self> {
-        let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
+    fn of(chain: &[CertificateDer<'_>], trust_domain: &TrustDomain) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
         let names = &certificate.subject_alternative_name().ok()??.value.general_names;
         // Our own issuing writes exactly one name.
         let [GeneralName::URI(uri)] = names.as_slice() else { return None };
@@ -73,10 +75,14 @@ impl Agent {
         let node = path.strip_suffix("/agent").filter(|node| !node.contains('/'))?;
         let node_key = from_hex(certificate.subject().iter_common_name().next()?.as_str().ok()?)?;
         let ends = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+        let key = |certificate: &X509Certificate<'_>| Sha256::digest(certificate.public_key().raw).into();
+        let path = chain.iter().map(|der| X509Certificate::from_der(der).map(|(_, one)| key(&one)).ok());
         Some(Self {
             node: node.to_owned(),
             node_key,
-            own_key: Sha256::digest(certificate.public_key().raw).into(),
+            own_key: key(&certificate),
+            // TLS has verified it by what is here and nothing else.
+            path: path.collect::<Option<_>>()?,
             until: UNIX_EPOCH + Duration::from_secs(ends),
         })
     }

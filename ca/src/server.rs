@@ -195,8 +195,7 @@ struct Admission {
 
 impl Admission {
     fn admit(&self, stream: TlsStream<TcpStream>, peer: SocketAddr) -> Option<Connection<TlsStream<TcpStream>>> {
-        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let caller = Caller::of(leaf, &self.trust_domain);
+        let caller = Caller::of(stream.get_ref().1.peer_certificates().unwrap_or_default(), &self.trust_domain);
         let (places, source, life) = match &caller.agent {
             Some(agent) => (&self.agents, Source::Node(agent.node.clone()), agent.left()),
             None => (&self.strangers, peer.ip().into(), STRANGER),

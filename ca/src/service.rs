@@ -168,8 +168,8 @@ impl Service {
             let signed = if number < granted.items { self.sign(agent, &current, item) } else { Err(too_many(granted)) };
             signed.map_or_else(
                 |refused| {
-                    // Those beyond its share are told together.
-                    if number >= granted.items {
+                    // Those beyond its share are told together, and so are those that nobody knows (yet).
+                    if number >= granted.items || refused.reason() == Reason::PodUnknown {
                         return SignResult { result: Some(Outcome::Refused(refused)) };
                     }
                     let (pod, reason) = (&item.pod_uid, refused.reason().as_str_name());
@@ -183,7 +183,12 @@ impl Service {
             let beyond = items.len() - granted.items;
             warn!(target: "audit", node = agent.node, beyond, "asks for more certificates than its share");
         }
-        Ok(SignReply { results: items.iter().enumerate().map(result).collect() })
+        let reply = SignReply { results: items.iter().enumerate().map(result).collect() };
+        let unknown = unknown(&reply);
+        if unknown > 0 {
+            warn!(target: "audit", node = agent.node, unknown, "asks for pods that the directory does not have");
+        }
+        Ok(reply)
     }
 
     /// What is in force, if the agent is still let in.
@@ -193,9 +198,9 @@ impl Service {
             return Err(Status::unauthenticated("the agent's certificate has ended: attest again"));
         }
         let current = self.follower.look();
-        match current.state.admit_by_key(&agent.node, &agent.node_key) {
+        match current.admits(agent) {
             Ok(()) => Ok(current),
-            Err(_) => Err(Status::permission_denied("this node is not admitted any more with the key that attested")),
+            Err(why) => Err(Status::permission_denied(why)),
         }
     }
 
@@ -211,6 +216,12 @@ impl Service {
 
 fn refused(reason: Reason, detail: impl ToString) -> Refused {
     Refused { reason: reason.into(), detail: detail.to_string(), retry_after_ms: 0 }
+}
+
+/// How many items were for pods that the directory does not have.
+fn unknown(reply: &SignReply) -> usize {
+    let is_unknown = |result: &&SignResult| matches!(&result.result, Some(Outcome::Refused(refused)) if refused.reason() == Reason::PodUnknown);
+    reply.results.iter().filter(is_unknown).count()
 }
 
 fn too_many(granted: Granted) -> Refused {
@@ -254,9 +265,13 @@ impl Ca for Arc<Service> {
             return blocking(work).await?.map(Response::new);
         }
         let signed = self.signing.run((&node, granted.items), work).await;
-        if signed.as_ref().is_err_and(|status| status.code() == Code::ResourceExhausted) {
-            self.buckets.give_back(&node, granted);
-        }
+        // A pod that the directory does not have yet is asked for again, which costs the CA next to nothing.
+        let unused = match &signed {
+            Ok(Ok(reply)) => unknown(reply),
+            Err(status) if status.code() == Code::ResourceExhausted => granted.items,
+            Ok(Err(_)) | Err(_) => 0,
+        };
+        self.buckets.give_back(&node, unused);
         signed?.map(Response::new)
     }
 
@@ -347,7 +362,7 @@ pods:
 
     fn agent(node: &str) -> Agent {
         let until = SystemTime::now() + Duration::from_secs(60);
-        Agent { node: node.into(), node_key: [1; 32], own_key: [2; 32], until }
+        Agent { node: node.into(), node_key: [1; 32], own_key: [2; 32], path: vec![[2; 32], [3; 32]], until }
     }
 
     fn csr() -> Vec<u8> {
@@ -451,6 +466,22 @@ pods:
     }
 
     #[test]
+    fn an_agent_whose_certificate_a_denied_ca_signed_is_not_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let sign = || service.sign_all(&agent("node-a"), &[], ALL).map(drop).map_err(|status| status.code());
+        let deny = |key: [u8; 32]| {
+            let what = Denied::Key(to_hex(&key));
+            let entry = Entry { what, reason: "stolen".into(), since: 0, by: "test".into() };
+            service.follower.storage().change(|state| state.deny(entry)).unwrap().unwrap();
+        };
+        deny([4; 32]);
+        assert_eq!(sign(), Ok(()), "it is somebody else's");
+        deny([3; 32]);
+        assert_eq!(sign(), Err(Code::PermissionDenied));
+    }
+
+    #[test]
     fn a_node_in_quarantine_gets_nothing_and_an_evicted_one_is_not_heard() {
         let folder = tempfile::tempdir().unwrap();
         let service = service(folder.path());
@@ -488,6 +519,19 @@ pods:
         drop(turns);
         let reply = service.sign(call("node-a", "uid-web", &csrs)).await.unwrap().into_inner();
         assert_eq!(outcomes(reply), vec![None; 10]);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_the_directory_does_not_have_yet_uses_nothing_of_the_share_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = Arc::new(service(folder.path()));
+        let csrs: Vec<_> = (0..10).map(|_| csr()).collect();
+        for _ in 0..5 {
+            let reply = service.sign(call("node-a", "uid-late", &csrs)).await.unwrap().into_inner();
+            assert_eq!(outcomes(reply), [Some(Reason::PodUnknown); 10]);
+        }
+        let reply = service.sign(call("node-a", "uid-web", &csrs)).await.unwrap().into_inner();
+        assert_eq!(outcomes(reply), [None; 10]);
     }
 
     #[tokio::test]

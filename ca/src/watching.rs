@@ -62,8 +62,8 @@ impl<A: Messages<Item = Result<WatchAck, Status>> + Unpin> Watching<A> {
                 Event::Changed => {
                     // One look for both: who is judged by an older one than it is told of could stay.
                     in_force = Arc::clone(&self.current.borrow_and_update());
-                    if in_force.state.admit_by_key(&self.agent.node, &self.agent.node_key).is_err() {
-                        break Status::permission_denied("this node is not admitted any more");
+                    if let Err(why) = in_force.admits(&self.agent) {
+                        break Status::permission_denied(why);
                     }
                     // The state changes also by what is not told.
                     is_due = last != Some(in_force.update.sequence);
@@ -175,7 +175,13 @@ mod tests {
             let (closing, closes) = watch::channel(false);
             let until = SystemTime::now() + LONG;
             let watching = Watching {
-                agent: Agent { node: "node-a".to_owned(), node_key: [1; 32], own_key: [2; 32], until },
+                agent: Agent {
+                    node: "node-a".to_owned(),
+                    node_key: [1; 32],
+                    own_key: [2; 32],
+                    path: Vec::new(),
+                    until,
+                },
                 stream: agents.connected("node-a"),
                 current: follower.subscribe(),
                 closing: closes,

@@ -171,3 +171,19 @@ fn judge(measured: &Value) -> Done {
     bound("restart", "seconds", HERD_WITHIN)?;
     bound("waiting", "p99", WAIT_WITHIN)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::judge;
+    use serde_json::json;
+
+    #[test]
+    fn a_target_that_is_missed_fails_the_benchmark() {
+        let measured = |herd: f64, p99: f64| json!({ "restart": { "seconds": herd }, "waiting": { "p99": p99 } });
+        assert!(judge(&measured(149.9, 4.9)).is_ok());
+        if std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= super::CORES) {
+            assert!(judge(&measured(150.0, 0.1)).is_err_and(|failure| failure.to_string().contains("restart")));
+            assert!(judge(&measured(1.0, 5.0)).is_err_and(|failure| failure.to_string().contains("waiting")));
+        }
+    }
+}

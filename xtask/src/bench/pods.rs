@@ -20,12 +20,19 @@ const NAME: &str = "mantle-pods";
 /// What `/proc/meminfo` has of the kernel's own memory: objects, large areas and programs, values for each processor.
 const KERNEL: [&str; 3] = ["Slab:", "VmallocUsed:", "Percpu:"];
 
+/// Asking in vain for more of them would use up the node's share at the CA.
+const MOST_UNKNOWN: u8 = 60;
+
 /// How many.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// How many pods there are on the node.
     #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u8).range(1..=250))]
     count: u8,
+    /// Measure only what a certificate costs the agent, with 60 pods at most: they are attached first, while the CA does not know
+    /// them.
+    #[arg(long)]
+    certificates: bool,
 }
 
 /// What there is at one moment.
@@ -41,12 +48,13 @@ pub(super) fn run(arguments: &Arguments) -> Done {
     let mantle = build::mantle(Profile::Release)?;
     interrupt::watch()?;
     let world = World::begin(NAME)?;
-    let measured = measure(&world, mantle, arguments.count);
+    let measured = measure(&world, mantle, arguments);
     world.end()?;
     measured
 }
 
-fn measure(world: &World, mantle: PathBuf, count: u8) -> Done {
+fn measure(world: &World, mantle: PathBuf, arguments: &Arguments) -> Done {
+    let count = if arguments.certificates { arguments.count.min(MOST_UNKNOWN) } else { arguments.count };
     let nodes = Nodes::make(world)?;
     let step = say::Step::begin(format!("making {count} pods"));
     let places = (0..count).map(|at| nodes.pod(world, &at.to_string(), address(at))).collect::<Done<Vec<_>>>()?;
@@ -57,6 +65,9 @@ fn measure(world: &World, mantle: PathBuf, count: u8) -> Done {
     mesh.start_agent(world, 1)?;
     let revision = mesh.revision();
     mesh.until("both agents are there", |status| status.revision() >= revision)?;
+    if arguments.certificates {
+        return certificates(&mut mesh, &places, count);
+    }
     let before = Memory::now(&mesh)?;
 
     let step = say::Step::begin("enrolling them");
@@ -72,6 +83,29 @@ fn measure(world: &World, mantle: PathBuf, count: u8) -> Done {
     step.done();
 
     table(count, enrolled, in_force, before, after);
+    Ok(())
+}
+
+/// The same pods without certificates, and with them.
+fn certificates(mesh: &mut Mesh, places: &[Namespace], count: u8) -> Done {
+    let step = say::Step::begin("attaching them, and then certifying them");
+    let listed = pods(places, false);
+    let unknown: Vec<Pod> = listed.iter().map(|pod| Pod { certified: false, ..pod.clone() }).collect();
+    let revision = mesh.publish(&unknown)?;
+    mesh.until("every pod is attached, and has no certificate", |status| {
+        // The other node has none of them.
+        let mut own = unknown.iter().filter_map(|pod| status.state(&pod.uid));
+        own.all(|state| state == "attached") && status.revision() >= revision
+    })?;
+    let before = Memory::now(mesh)?;
+    let revision = mesh.publish(&listed)?;
+    mesh.until_serving(&listed, revision)?;
+    let after = Memory::now(mesh)?;
+    step.done();
+    let each = after.agent.saturating_sub(before.agent) as f64 / 1024.0 / f64::from(count);
+    say::plain(format!(
+        "\nagent's memory for each of {count} certificates, with its key and the pod's listeners: {each:.1} KiB"
+    ));
     Ok(())
 }
 

@@ -100,3 +100,17 @@ async fn the_root_is_replaced_while_agents_attest_sign_and_join() {
     issued(hand.sign(&renewed, "uid-web").await);
     assert!(leads_to(&hand.attest("").await.unwrap().chain, &new));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_issuing_ca_is_replaced_and_what_its_key_signed_is_of_no_use_once_that_is_denied() {
+    let (ca, hand, agent) = joined().await;
+    let stolen = agent_core::identity::Hex(&key_hash(&agent.chain[1])).to_string();
+    assert!(hand.sign(&agent, "uid-web").await.is_ok());
+    ca::issuing::replace(&ca.config, &ca::issuing::Source::Root(None)).unwrap();
+    assert!(hand.sign(&agent, "uid-web").await.is_ok(), "the same root proves both");
+    let denied = ca::deny::Denied::key(&stolen).unwrap();
+    ca::operate::deny(&ca.config, denied, "stolen").unwrap();
+    assert_eq!(hand.sign(&agent, "uid-web").await.err(), Some(Code::PermissionDenied));
+    let anew = hand.attest("").await.unwrap();
+    assert!(anew.chain[1] != agent.chain[1] && hand.sign(&anew, "uid-web").await.is_ok());
+}
