@@ -180,3 +180,106 @@ impl ServerCertVerifier for EndpointVerifier {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use rcgen::string::Ia5String;
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+        PKCS_ECDSA_P256_SHA256, SanType,
+    };
+    use rustls::crypto::aws_lc_rs;
+    use std::time::Duration;
+    use time::OffsetDateTime;
+
+    type Bend = fn(&mut CertificateParams);
+
+    const ID: &str = "spiffe://b.test/ca/bundle";
+
+    fn uri(text: &str) -> SanType {
+        SanType::URI(Ia5String::try_from(text).unwrap())
+    }
+
+    fn authority(name: &str, bend: Bend) -> (CertificateParams, KeyPair) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        bend(&mut params);
+        (params, KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap())
+    }
+
+    /// What is said of a leaf under an intermediate under a root, each bent.
+    fn verdict(root: Bend, intermediate: Bend, leaf: Bend) -> Result<(), NotTheEndpoint> {
+        let ((root, root_key), (middle, middle_key)) = (authority("root", root), authority("middle", intermediate));
+        let anchor = root.self_signed(&root_key).unwrap().der().clone();
+        let middle_der = middle.signed_by(&middle_key, &Issuer::new(root, root_key)).unwrap().der().clone();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![uri(ID)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf(&mut params);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let leaf = params.signed_by(&key, &Issuer::new(middle, middle_key)).unwrap().der().clone();
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+        let verifier = EndpointVerifier::new(vec![anchor], ID.parse().unwrap(), algorithms);
+        verifier.verify(&leaf, &[middle_der], UnixTime::now())
+    }
+
+    #[test]
+    fn the_endpoint_has_one_name_and_that_is_its_own() {
+        let leaf = |bend: Bend| verdict(|_| (), |_| (), bend);
+        assert_eq!(leaf(|_| ()), Ok(()));
+        assert_eq!(leaf(|leaf| leaf.subject_alt_names.push(SanType::DnsName("b.test".try_into().unwrap()))), Ok(()));
+        assert_eq!(leaf(|leaf| leaf.subject_alt_names.clear()), Err(NotTheEndpoint::UriCount(0)));
+        let two: [Bend; 2] = [
+            |leaf| leaf.subject_alt_names.push(uri("https://b.test")),
+            |leaf| leaf.subject_alt_names.insert(0, uri("spiffe://b.test/other")),
+        ];
+        for bend in two {
+            assert_eq!(leaf(bend), Err(NotTheEndpoint::UriCount(2)));
+        }
+        let others: [(Bend, &str); 3] = [
+            (|leaf| leaf.subject_alt_names = vec![uri("spiffe://b.test/ca/server")], "spiffe://b.test/ca/server"),
+            (|leaf| leaf.subject_alt_names = vec![uri("spiffe://B.test/ca/bundle")], "spiffe://B.test/ca/bundle"),
+            (|leaf| leaf.subject_alt_names = vec![uri("spiffe://b.test/ca/bundle/")], "spiffe://b.test/ca/bundle/"),
+        ];
+        for (bend, found) in others {
+            let other = NotTheEndpoint::OtherIdentity(found.to_owned(), ID.parse().unwrap());
+            assert_eq!(leaf(bend), Err(other));
+        }
+    }
+
+    #[test]
+    fn the_endpoint_signs_handshakes_and_no_certificates() {
+        let leaf = |bend: Bend| verdict(|_| (), |_| (), bend);
+        let wrong: [Bend; 3] = [
+            |leaf| leaf.key_usages.clear(),
+            |leaf| leaf.key_usages = vec![KeyUsagePurpose::KeyEncipherment],
+            |leaf| leaf.key_usages.push(KeyUsagePurpose::KeyCertSign),
+        ];
+        for bend in wrong {
+            assert_eq!(leaf(bend), Err(NotTheEndpoint::KeyUsage));
+        }
+        let path = |verdict| matches!(verdict, Err(NotTheEndpoint::Path(_)));
+        assert!(path(leaf(|leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))));
+        assert!(path(leaf(|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth])));
+        assert!(path(leaf(|leaf| leaf.not_after = OffsetDateTime::now_utc() - Duration::from_secs(9))));
+    }
+
+    #[test]
+    fn who_is_above_it_may_sign_and_has_not_ended() {
+        let middle = |bend: Bend| verdict(|_| (), bend, |_| ());
+        assert_eq!(
+            middle(|middle| middle.key_usages = vec![KeyUsagePurpose::CrlSign]),
+            Err(NotTheEndpoint::Intermediate)
+        );
+        assert!(matches!(middle(|middle| middle.is_ca = IsCa::ExplicitNoCa), Err(NotTheEndpoint::Path(_))));
+        let root = |bend: Bend| verdict(bend, |_| (), |_| ());
+        let ended: Bend = |root| root.not_after = OffsetDateTime::now_utc() - Duration::from_secs(9);
+        assert!(matches!(root(ended), Err(NotTheEndpoint::Path(_))), "webpki knows no anchor's dates");
+    }
+}
