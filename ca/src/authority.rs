@@ -62,6 +62,8 @@ pub(crate) enum Subject<'a> {
     Outside(&'a SpiffeId),
     /// This service.
     Server,
+    /// The endpoint that tells other clusters our bundle.
+    Bundle,
 }
 
 /// What the mark of a first start says while it is an import: nobody makes keys instead.
@@ -129,6 +131,7 @@ impl Authority {
             }
             Subject::Outside(identity) => identity.to_string(),
             Subject::Server => format!("spiffe://{}/ca/server", self.trust_domain),
+            Subject::Bundle => format!("spiffe://{}/ca/bundle", self.trust_domain),
         };
         params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(name).map_err(crypto)?)];
         params.is_ca = IsCa::ExplicitNoCa;
@@ -137,7 +140,8 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         // Who joins knows only the old root's key until that one is gone: the server's own chain leads there.
         let by = match subject {
-            Subject::Server => &self.current,
+            // So do the bundles of clusters that have not asked since.
+            Subject::Server | Subject::Bundle => &self.current,
             Subject::Pod(..) | Subject::Agent(..) | Subject::Outside(_) => self.issuing(),
         };
         let serial = serial()?;

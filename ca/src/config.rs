@@ -7,6 +7,7 @@ use std::time::Duration;
 use agent_core::document::{Node, Problems, Section, interpret};
 use agent_core::identity::TrustDomain;
 
+use crate::federation::Settings;
 use crate::keys::Passphrase;
 use crate::limits::NodeLimit;
 
@@ -33,6 +34,8 @@ pub struct Config {
     pub node_limit: NodeLimit,
     /// Where the passphrase of the CA's keys is, if they are under one.
     pub key_passphrase: Option<Passphrase>,
+    /// How it meets other clusters' CAs.
+    pub federation: Settings,
 }
 
 impl Config {
@@ -54,7 +57,9 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
     let leaf_ttl = section.optional("leaf_ttl");
     let node_limit = section.optional("node_limit");
     let (file, variable) = (section.optional("key_passphrase_file"), section.optional("key_passphrase_env"));
+    let federation = section.optional("federation");
     section.end(problems);
+    let federation = federation.map_or(Some(Settings::default()), |node| Settings::read(node, folder, problems));
     let trust_domain: Option<TrustDomain> =
         trust_domain.and_then(|node| node.parse("`trust_domain`", str::parse, problems));
     let listen = listen.and_then(|node| node.socket_address("`listen`", problems));
@@ -72,6 +77,7 @@ fn config(root: &Node, folder: &Path, problems: &mut Problems) -> Option<Config>
         leaf_ttl: leaf_ttl?,
         node_limit: node_limit?,
         key_passphrase: key_passphrase?,
+        federation: federation?,
     })
 }
 

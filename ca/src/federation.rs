@@ -1,12 +1,13 @@
 //! Other clusters: each has a trust domain and anchors of its own, and anchors are never pooled.
 //!
 //! `bundle` (over `json` and `anchor`) is the form in which bundles are exchanged, `relations` what the CA keeps of each other
-//! trust domain. Here is what an operator may ask, whether the CA runs or not.
+//! trust domain, `serving` our endpoint for others, `polling` (over `fetch`, `svid` and `url`) the client of theirs. Here is what an operator may ask, whether the CA runs or not.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_core::identity::TrustDomain;
+use agent_core::identity::{SpiffeId, TrustDomain};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
@@ -22,8 +23,14 @@ use crate::storage::{StateStore as _, Storage};
 
 mod anchor;
 mod bundle;
+mod fetch;
 mod json;
+pub(crate) mod polling;
 pub(crate) mod relations;
+pub(crate) mod serving;
+mod settings;
+mod svid;
+mod url;
 
 #[cfg(test)]
 #[path = "../../fuzz/checks/bundle.rs"]
@@ -33,7 +40,9 @@ mod tests;
 
 pub use self::anchor::AnchorError;
 pub use self::bundle::{Bundle, BundleError, EntryError};
+pub use self::polling::Poll;
 pub use self::relations::{By, Source};
+pub use self::settings::{Endpoint, Profile, Settings};
 
 /// How often others are asked to look for a new bundle of ours.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -60,6 +69,8 @@ pub struct Line {
     pub sequence: Option<u64>,
     /// By how many anchors it is believed.
     pub anchors: usize,
+    /// How asking its endpoint went, if there is one.
+    pub poll: Option<Poll>,
     /// Since when nobody of it is believed, and by whose word.
     pub disabled: Option<By>,
     /// Since when it is federated with, and by whose word.
@@ -76,10 +87,35 @@ pub fn add(config: &Config, wish: &Wish) -> Result<(), CaError> {
         let words = format!("{domain} is our own trust domain: its anchors are this CA's roots");
         return Err(CaError::Refused(words));
     }
+    let storage = existing(config)?;
+    check_source(&storage, wish)?;
     let bundle = wish.bundle.as_deref().map(|path| from_file(path, domain)).transpose()?;
     let by = By { who: operator(), since: state::now() };
     let change = |state: &mut State| state.federation_mut().add(domain, wish.source.clone(), bundle.as_ref(), by);
-    existing(config)?.change(change)?.map_err(refused)
+    storage.change(change)?.map_err(refused)
+}
+
+/// Whether it can bring a bundle.
+fn check_source(storage: &Storage, wish: &Wish) -> Result<(), CaError> {
+    let words = |what: &dyn fmt::Display| CaError::Refused(what.to_string());
+    match &wish.source {
+        Source::File if wish.bundle.is_none() => Err(words(&"without an endpoint a bundle is needed: `--bundle FILE`")),
+        Source::File => Ok(()),
+        Source::HttpsWeb { url } => url.parse::<url::Url>().map(drop).map_err(|error| words(&error)),
+        Source::HttpsSpiffe { url, endpoint } => {
+            url.parse::<url::Url>().map_err(|error| words(&error))?;
+            let endpoint: SpiffeId =
+                endpoint.parse().map_err(|error| words(&format_args!("`{}`: {error}", endpoint.escape_debug())))?;
+            let is_brought = *endpoint.trust_domain() == wish.trust_domain && wish.bundle.is_some();
+            let state = storage.state()?;
+            let known = state.federation().get(endpoint.trust_domain().as_str());
+            if is_brought || known.is_some_and(|known| !known.anchors().is_empty()) {
+                return Ok(());
+            }
+            let domain = endpoint.trust_domain();
+            Err(words(&format_args!("the endpoint is {domain}'s, of which no anchor is known: bring its bundle first")))
+        }
+    }
 }
 
 /// Cuts a trust domain off: agents believe nobody of it any more. False if it was cut off before.
@@ -105,12 +141,14 @@ pub fn remove(config: &Config, domain: &TrustDomain) -> Result<(), CaError> {
 /// # Errors
 /// [`CaError`].
 pub fn list(config: &Config) -> Result<Vec<Line>, CaError> {
-    let state = existing(config)?.state()?;
+    let storage = existing(config)?;
+    let (state, mut polls) = (storage.state()?, polling::read(&storage)?);
     let line = |(domain, relation): (&str, &relations::Relation)| Line {
         trust_domain: domain.to_owned(),
         source: relation.source.clone(),
         sequence: relation.bundle.as_ref().and_then(|kept| kept.sequence),
         anchors: relation.anchors().len(),
+        poll: polls.remove(domain).filter(|_| relation.source != Source::File && relation.disabled.is_none()),
         disabled: relation.disabled.clone(),
         added: relation.added.clone(),
     };

@@ -33,6 +33,8 @@ use crate::config::Config;
 use crate::connection::Connection;
 use crate::current::{Current, Follower, follow};
 use crate::directory::DirectoryFile;
+use crate::federation::polling::Polling;
+use crate::federation::serving::Serving;
 use crate::keys::Key;
 use crate::limits::{Buckets, Pool};
 use crate::peer::Caller;
@@ -78,6 +80,10 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
     tasks.spawn(keep_advancing(Arc::clone(&follower), Arc::clone(&agents)));
     tasks.spawn(renew(Arc::clone(&tls), follower.subscribe(), SERVER_LIFE / 3, tls_config));
     tasks.spawn(warn_of_ends(follower.subscribe(), config.leaf_ttl));
+    tasks.spawn(Polling::new(Arc::clone(&follower), config.federation.web_roots.clone()).run());
+    if let Some(endpoint) = &config.federation.endpoint {
+        tasks.spawn(Serving::open(endpoint, Arc::clone(&follower)).await?.run());
+    }
     let listen = |error| CaError::Listen(config.listen, error);
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
     let (connections, accepted) = mpsc::channel(64);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use agent_core::identity::TrustDomain;
 use ca::federation::{self, Line, Source, Wish};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{moment, print, read_config};
 use crate::app::{AppError, system};
@@ -17,8 +17,17 @@ pub(super) enum Federation {
         #[command(flatten)]
         one: One,
         /// Its bundle: what `mantle ca bundle` prints there, brought by a way that you trust.
-        #[arg(long, value_name = "FILE")]
-        bundle: PathBuf,
+        #[arg(long, value_name = "FILE", required_unless_present = "endpoint")]
+        bundle: Option<PathBuf>,
+        /// Its bundle endpoint, which the CA asks for newer ones.
+        #[arg(long, value_name = "URL", requires = "profile")]
+        endpoint: Option<String>,
+        /// How that endpoint proves itself.
+        #[arg(long, value_enum, requires = "endpoint")]
+        profile: Option<Profile>,
+        /// With `https_spiffe`: the endpoint's SPIFFE ID, such as spiffe://b.example.org/ca/bundle.
+        #[arg(long, value_name = "SPIFFE-ID", required_if_eq("profile", "https_spiffe"))]
+        endpoint_id: Option<String>,
     },
     /// Print the trust domains that are federated with, one a line.
     List {
@@ -36,6 +45,16 @@ pub(super) enum Federation {
     Remove(One),
 }
 
+/// Of SPIFFE Federation, §5.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(super) enum Profile {
+    /// By a certificate that the Web's roots vouch for.
+    HttpsWeb,
+    /// By its SPIFFE ID.
+    HttpsSpiffe,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct One {
     /// The CA's configuration (YAML).
@@ -49,8 +68,17 @@ pub(super) struct One {
 impl Federation {
     pub(super) fn run(self) -> Result<(), AppError> {
         match self {
-            Self::Add { one: One { config, trust_domain }, bundle } => {
-                let wish = Wish { trust_domain, source: Source::File, bundle: Some(bundle) };
+            Self::Add { one: One { config, trust_domain }, bundle, endpoint, profile, endpoint_id } => {
+                let source = match (endpoint, profile, endpoint_id) {
+                    (Some(url), Some(Profile::HttpsSpiffe), Some(endpoint)) => Source::HttpsSpiffe { url, endpoint },
+                    (Some(url), Some(Profile::HttpsWeb), None) => Source::HttpsWeb { url },
+                    (None, None, None) => Source::File,
+                    _ => {
+                        let words = "`--endpoint-id` is for `--profile https_spiffe` alone".to_owned();
+                        return Err(ca::CaError::Refused(words).into());
+                    }
+                };
+                let wish = Wish { trust_domain, source, bundle };
                 federation::add(&read_config(&config)?, &wish)?;
                 print(&format!("{} is federated with", wish.trust_domain))
             }
@@ -92,6 +120,14 @@ fn told(line: &Line) -> String {
     };
     let sequence = line.sequence.map_or("no sequence".to_owned(), |sequence| format!("sequence {sequence}"));
     let mut text = format!("{} {source}, {sequence}, {} anchors", line.trust_domain, line.anchors);
+    if let Some(poll) = &line.poll {
+        let last =
+            poll.last_success.map_or("never brought one".to_owned(), |last| format!("brought one {}", moment(last)));
+        text.push_str(&format!(", {last}, asked next {}", moment(poll.next)));
+        if let Some(error) = &poll.last_error {
+            text.push_str(&format!(", last error: {error}"));
+        }
+    }
     if let Some(disabled) = &line.disabled {
         text.push_str(&format!(", disabled {} by {}", moment(disabled.since), disabled.who));
     }

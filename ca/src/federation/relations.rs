@@ -151,10 +151,10 @@ impl Relations {
         self.put(domain.as_str(), relation, bundle)
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "endpoints bring them"))]
     /// Takes a bundle that the trust domain's source has brought.
-    pub(crate) fn take(&mut self, domain: &str, bundle: &Bundle) -> Result<(), NotTaken> {
-        let relation = self.0.get(domain).ok_or_else(|| NotTaken::Unknown(domain.to_owned()))?;
+    pub(crate) fn take(&mut self, domain: &str, source: &Source, bundle: &Bundle) -> Result<(), NotTaken> {
+        let relation = self.0.get(domain).filter(|relation| relation.source == *source);
+        let relation = relation.ok_or_else(|| NotTaken::Unknown(domain.to_owned()))?;
         if relation.disabled.is_some() {
             return Err(NotTaken::Disabled(domain.to_owned()));
         }
@@ -213,6 +213,11 @@ impl Relations {
 }
 
 impl Relation {
+    /// How often its trust domain wants to be asked, in seconds.
+    pub(crate) fn refresh_hint(&self) -> Option<u64> {
+        self.bundle.as_ref().and_then(|kept| kept.refresh_hint)
+    }
+
     /// By which its trust domain is believed now.
     pub(crate) fn anchors(&self) -> Vec<CertificateDer<'static>> {
         self.bundle.as_ref().map(Kept::anchors).unwrap_or_default()
@@ -247,19 +252,19 @@ mod tests {
         let (r1, r2) = (root("r1"), root("r2"));
         let first = bundle(5, std::slice::from_ref(&r1));
         let (mut relations, _) = with(&first);
-        assert_eq!(relations.take("b.test", &first), Ok(()), "it is the same");
+        assert_eq!(relations.take("b.test", &Source::File, &first), Ok(()), "it is the same");
         let before = relations.clone();
         let old = NotTaken::Older { found: Some(4), kept: 5 };
-        assert_eq!(relations.take("b.test", &bundle(4, &[r1.clone(), r2.clone()])), Err(old));
+        assert_eq!(relations.take("b.test", &Source::File, &bundle(4, &[r1.clone(), r2.clone()])), Err(old));
         let differs = NotTaken::Differs(5, "b.test".to_owned());
-        assert_eq!(relations.take("b.test", &bundle(5, std::slice::from_ref(&r2))), Err(differs));
+        assert_eq!(relations.take("b.test", &Source::File, &bundle(5, std::slice::from_ref(&r2))), Err(differs));
         let uncounted = Bundle { sequence: None, ..first.clone() };
-        assert_eq!(relations.take("b.test", &uncounted), Err(NotTaken::Older { found: None, kept: 5 }));
+        assert_eq!(relations.take("b.test", &Source::File, &uncounted), Err(NotTaken::Older { found: None, kept: 5 }));
         assert_eq!(relations, before, "what is not taken changes nothing");
         let both = bundle(6, &[r1, r2]);
-        relations.take("b.test", &both).unwrap();
+        relations.take("b.test", &Source::File, &both).unwrap();
         assert_eq!(relations.get("b.test").unwrap().anchors(), both.anchors);
-        relations.take("b.test", &bundle(7, &[])).unwrap();
+        relations.take("b.test", &Source::File, &bundle(7, &[])).unwrap();
         assert_eq!(told(&relations).0[0].anchors, Vec::<Vec<u8>>::new(), "nobody is believed, as it says");
         assert!(told(&relations).1.is_empty());
     }
@@ -269,10 +274,10 @@ mod tests {
         let uncounted = |name| Bundle { sequence: None, ..bundle(0, &[root(name)]) };
         let (mut relations, _) = with(&uncounted("r1"));
         let second = uncounted("r2");
-        relations.take("b.test", &second).unwrap();
+        relations.take("b.test", &Source::File, &second).unwrap();
         assert_eq!(relations.get("b.test").unwrap().anchors(), second.anchors);
-        relations.take("b.test", &bundle(1, &[])).unwrap();
-        assert!(relations.take("b.test", &second).is_err(), "it counts from now on");
+        relations.take("b.test", &Source::File, &bundle(1, &[])).unwrap();
+        assert!(relations.take("b.test", &Source::File, &second).is_err(), "it counts from now on");
     }
 
     #[test]
@@ -289,7 +294,7 @@ mod tests {
         assert_eq!((bundles[0].anchors.len(), bundles[1].anchors.len()), (0, 1));
         assert_eq!(denied, ["b.test"]);
         let newer = bundle(6, std::slice::from_ref(&r2));
-        assert_eq!(relations.take("b.test", &newer), Err(NotTaken::Disabled("b.test".to_owned())));
+        assert_eq!(relations.take("b.test", &Source::File, &newer), Err(NotTaken::Disabled("b.test".to_owned())));
         let enable =
             |relations: &mut Relations, bundle: Option<&Bundle>| relations.add(&domain, Source::File, bundle, by("a"));
         assert!(enable(&mut relations, None).is_err());
@@ -304,7 +309,10 @@ mod tests {
     fn nothing_is_known_of_who_was_removed() {
         let (mut relations, domain) = with(&bundle(5, &[root("r1")]));
         assert!(relations.remove("b.test") && !relations.remove("b.test"));
-        assert!(relations.disable("b.test", by("a")).is_err() && relations.take("b.test", &bundle(6, &[])).is_err());
+        assert!(
+            relations.disable("b.test", by("a")).is_err()
+                && relations.take("b.test", &Source::File, &bundle(6, &[])).is_err()
+        );
         relations.add(&domain, Source::File, Some(&bundle(1, &[])), by("a")).unwrap();
     }
 

@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod endpoints;
+
 use proptest::prelude::*;
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -12,15 +14,15 @@ use super::anchor::AnchorError;
 use super::bundle::{EntryError, LONGEST, MOST_ANCHORS};
 use super::*;
 
-pub(super) type Wish = fn(&mut CertificateParams);
+pub(super) type Bend = fn(&mut CertificateParams);
 
 /// A root with a name of its own.
-pub(super) fn root_of(key: &KeyPair, name: &str, wish: Wish) -> CertificateDer<'static> {
+pub(super) fn root_of(key: &KeyPair, name: &str, bend: Bend) -> CertificateDer<'static> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    wish(&mut params);
+    bend(&mut params);
     params.self_signed(key).unwrap().der().clone()
 }
 
@@ -133,13 +135,13 @@ fn an_anchor_is_one_authority_and_its_key_is_said_truly() {
 #[test]
 fn who_may_not_sign_certificates_is_no_anchor() {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-    let cases: [(Wish, AnchorError); 3] = [
+    let cases: [(Bend, AnchorError); 3] = [
         (|root| root.is_ca = IsCa::ExplicitNoCa, AnchorError::NotAnIssuer),
         (|root| root.key_usages = vec![KeyUsagePurpose::CrlSign], AnchorError::NotAnIssuer),
         (|root| root.key_usages.clear(), AnchorError::NotAnIssuer),
     ];
-    for (wish, expect) in cases {
-        let error = bundle(1, &[root_of(&key, "root", wish)]).to_json();
+    for (bend, expect) in cases {
+        let error = bundle(1, &[root_of(&key, "root", bend)]).to_json();
         assert_eq!(error, Err(BundleError::Entry(1, expect.into())));
     }
     let text = bundle(1, &[root_of(&key, "root", |_| ())]).to_json().unwrap();

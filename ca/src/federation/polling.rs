@@ -1,0 +1,243 @@
+//! Asks the endpoints of other trust domains for their bundles, each in its turn. What it brings is kept in the CA's state; how it
+//! went is in `polls.json`, for `mantle ca federation list`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_core::identity::SpiffeId;
+use serde::{Deserialize, Serialize};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::fetch::{FetchError, Proof, fetch};
+use super::relations::{By, NotTaken, Relation, Source};
+use super::{check_names, relations};
+use crate::CaError;
+use crate::current::{Current, Follower};
+use crate::state;
+use crate::storage::Storage;
+
+const FILE: &str = "polls.json";
+/// Where a trust domain does not say how often.
+const USUAL: Duration = Duration::from_secs(300);
+const LEAST: Duration = Duration::from_secs(30);
+const MOST: Duration = Duration::from_secs(24 * 60 * 60);
+/// In characters: what the far end may make of an error.
+const LONGEST: usize = 300;
+
+/// How asking went, by trust domain.
+pub(crate) type Polls = BTreeMap<String, Poll>;
+
+/// How asking one endpoint went. Times are in seconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Poll {
+    /// When it brought a good bundle last.
+    pub last_success: Option<u64>,
+    /// What was wrong when it did not, if that was later.
+    pub last_error: Option<String>,
+    /// When it is asked next.
+    pub next: u64,
+}
+
+/// What was written last.
+pub(crate) fn read(storage: &Storage) -> Result<Polls, CaError> {
+    let Some(text) = storage.read(FILE)? else { return Ok(Polls::new()) };
+    let wrong = |error: serde_json::Error| CaError::Damaged { path: storage.path(FILE), what: error.to_string() };
+    serde_json::from_slice(&text).map_err(wrong)
+}
+
+/// Why nothing new is in force.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PollError {
+    #[error("{0}")]
+    Url(#[from] super::url::NotAUrl),
+    #[error("its endpoint's identity is none: {0}")]
+    Endpoint(#[from] agent_core::identity::IdentityError),
+    #[error("{0}")]
+    Fetch(#[from] FetchError),
+    #[error("{0}")]
+    Names(String),
+    #[error("{0}")]
+    NotTaken(#[from] NotTaken),
+    #[error("{0}")]
+    State(#[from] CaError),
+}
+
+/// Whose turn it is when.
+pub(crate) struct Polling {
+    follower: Arc<Follower>,
+    web_roots: PathBuf,
+    polls: Polls,
+    turns: BTreeMap<String, Turn>,
+}
+
+/// For as long as source and word stand.
+struct Turn {
+    added: By,
+    source: Source,
+    due: Instant,
+    is_asked: bool,
+}
+
+impl Polling {
+    pub(crate) fn new(follower: Arc<Follower>, web_roots: PathBuf) -> Self {
+        let polls = read(follower.storage()).unwrap_or_else(|error| {
+            warn!(%error, "how asking other trust domains went is not known");
+            Polls::new()
+        });
+        Self { follower, web_roots, polls, turns: BTreeMap::new() }
+    }
+
+    /// For as long as the CA runs. Whoever is added, or added anew, is asked at once.
+    pub(crate) async fn run(mut self) {
+        let mut current = self.follower.subscribe();
+        let mut asked = JoinSet::new();
+        loop {
+            let now = Arc::clone(&current.borrow_and_update());
+            self.plan(&now);
+            let next = self.turns.iter().filter(|(_, turn)| !turn.is_asked).min_by_key(|(_, turn)| turn.due);
+            let next = next.map(|(domain, turn)| (domain.clone(), turn.due));
+            let due = next.as_ref().map_or_else(|| Instant::now() + MOST, |(_, due)| *due);
+            tokio::select! {
+                changed = current.changed() => if changed.is_err() { return },
+                () = sleep_until(due) => if let Some((domain, _)) = next {
+                    if let Some(turn) = self.turns.get_mut(&domain) {
+                        turn.is_asked = true;
+                    }
+                    let (follower, roots) = (Arc::clone(&self.follower), self.web_roots.clone());
+                    asked.spawn(async move {
+                        let result = poll(&follower, &roots, &domain).await;
+                        (domain, result)
+                    });
+                },
+                Some(ended) = asked.join_next() => match ended {
+                    Ok((domain, result)) => self.went(&domain, &result).await,
+                    Err(error) => self.gave_up(&error),
+                },
+            }
+        }
+    }
+
+    /// Whose question it was is not known: all that are asked now have their next turn.
+    fn gave_up(&mut self, error: &JoinError) {
+        warn!(%error, "asking another trust domain was given up");
+        for turn in self.turns.values_mut().filter(|turn| turn.is_asked) {
+            (turn.due, turn.is_asked) = (Instant::now() + USUAL, false);
+        }
+    }
+
+    /// Turns for whom there is an endpoint.
+    fn plan(&mut self, current: &Current) {
+        let relations = current.state.federation();
+        let is_asked = |relation: &Relation| relation.disabled.is_none() && relation.source != Source::File;
+        self.turns.retain(|domain, turn| {
+            let relation = relations.get(domain).filter(|relation| is_asked(relation));
+            relation.is_some_and(|relation| relation.added == turn.added && relation.source == turn.source)
+        });
+        for (domain, relation) in relations.iter().filter(|(_, relation)| is_asked(relation)) {
+            self.turns.entry(domain.to_owned()).or_insert_with(|| Turn {
+                added: relation.added.clone(),
+                source: relation.source.clone(),
+                due: Instant::now(),
+                is_asked: false,
+            });
+        }
+        self.polls.retain(|domain, _| relations.get(domain).is_some());
+    }
+
+    async fn went(&mut self, domain: &str, result: &Result<(), PollError>) {
+        let hint = self.follower.look().state.federation().get(domain).and_then(relations::Relation::refresh_hint);
+        let wait = interval(hint);
+        if let Some(turn) = self.turns.get_mut(domain) {
+            (turn.due, turn.is_asked) = (Instant::now() + wait, false);
+        }
+        let poll = self.polls.entry(domain.to_owned()).or_default();
+        poll.next = state::now().saturating_add(wait.as_secs());
+        match result {
+            Ok(()) => (poll.last_success, poll.last_error) = (Some(state::now()), None),
+            Err(error) => {
+                let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
+                let words: String = error.to_string().chars().take(LONGEST).map(plain).collect();
+                told(domain, error, &words);
+                poll.last_error = Some(words);
+            }
+        }
+        let (storage, polls) = (self.follower.storage().clone(), self.polls.clone());
+        let write = move || match serde_json::to_vec_pretty(&polls) {
+            Ok(text) => storage.write(FILE, &text).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
+            warn!(error, "cannot write how asking other trust domains went");
+        }
+    }
+}
+
+/// An old bundle, or another one under the same number, is an attack or somebody's restored backup.
+fn told(trust_domain: &str, error: &PollError, words: &str) {
+    if matches!(error, PollError::NotTaken(NotTaken::Older { .. } | NotTaken::Differs(..))) {
+        warn!(target: "audit", trust_domain, error = words, "a bundle endpoint brings what may not be: the last good bundle stays");
+    } else {
+        warn!(trust_domain, error = words, "no bundle from another trust domain; it is asked again in its turn");
+    }
+}
+
+/// How long until the next question, whatever came of this one.
+fn interval(hint: Option<u64>) -> Duration {
+    hint.map_or(USUAL, Duration::from_secs).clamp(LEAST, MOST)
+}
+
+/// Asks one trust domain's endpoint, and takes what it brings.
+pub(crate) async fn poll(follower: &Arc<Follower>, web_roots: &std::path::Path, domain: &str) -> Result<(), PollError> {
+    let current = follower.look();
+    let relations = current.state.federation();
+    let unknown = || NotTaken::Unknown(domain.to_owned());
+    let source = relations.get(domain).ok_or_else(unknown)?.source.clone();
+    let (url, proof) = match &source {
+        Source::File => return Err(unknown().into()),
+        Source::HttpsWeb { url } => (url, Proof::Web(web_roots.to_owned())),
+        Source::HttpsSpiffe { url, endpoint } => {
+            let endpoint: SpiffeId = endpoint.parse()?;
+            let anchors = anchors(&current, &endpoint);
+            (url, Proof::Spiffe(endpoint, anchors))
+        }
+    };
+    let bundle = fetch(&url.parse()?, proof).await?;
+    let trust_domain = domain.parse()?;
+    check_names(&bundle, &trust_domain).map_err(PollError::Names)?;
+    let (follower, domain) = (Arc::clone(follower), domain.to_owned());
+    let taken = tokio::task::spawn_blocking(move || {
+        let taken = follower.storage().change(|state| state.federation_mut().take(&domain, &source, &bundle));
+        match follower.look().state.federation().get(&domain) {
+            Some(relation) => debug!(domain, anchors = relation.anchors().len(), "asked for a bundle"),
+            None => info!(domain, "is federated with no more"),
+        }
+        taken
+    });
+    let gone = |_| CaError::Crypto("the state was not changed".to_owned());
+    Ok(taken.await.map_err(gone)???)
+}
+
+/// Whose anchors an endpoint is judged by: its own trust domain's, and nobody else's.
+fn anchors(current: &Current, endpoint: &SpiffeId) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+    let domain = endpoint.trust_domain();
+    if domain == current.authority.trust_domain() {
+        return current.authority.anchors();
+    }
+    current.state.federation().get(domain.as_str()).map(Relation::anchors).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_asked_without_a_pause_nor_forgotten() {
+        let seconds = |hint| interval(hint).as_secs();
+        assert_eq!([None, Some(0), Some(29), Some(60), Some(u64::MAX)].map(seconds), [300, 30, 30, 60, 86_400]);
+    }
+}
