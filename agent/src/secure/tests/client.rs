@@ -43,9 +43,9 @@ async fn meets(root: &Authority, client: &Client, server: &Credentials) -> (Resu
     let (dialled, accepted) = sockets().await;
     let trust = root.trust();
     let (ours, theirs) = tokio::join!(client.connect(dialled), accept(accepted, server, &trust));
-    let judged = ours.as_ref().map(drop).map_err(|error| match error {
-        HandshakeError::Peer(reason) => reason.label().to_owned(),
-        other => panic!("{other}"),
+    let judged = ours.as_ref().map(drop).map_err(|error| {
+        let HandshakeError::Peer(reason) = error else { panic!("not the peer's certificate: {error}") };
+        reason.label().to_owned()
     });
     let known = theirs.ok().map(|channel| {
         assert!(channel.peer().uid().is_none());
