@@ -69,7 +69,8 @@ async fn a_change_of_the_deny_list_reaches_who_watches_and_nothing_else_does() {
     let mut watched = Watched::open(&hand, &agent).await.unwrap();
     let first = watched.update().await;
     assert_eq!((first.bundles.len(), first.bundles[0].trust_domain.as_str()), (1, "test.mantle"));
-    assert_eq!((first.bundles[0].anchors.len(), first.bundles[0].sequence), (1, 1));
+    assert_eq!(first.bundles[0].anchors.len(), 1);
+    assert!(first.bundles[0].sequence > 0);
     assert!(first.sequence > 0 && first.now_ms > 1_700_000_000_000);
     // A token changes the state, and is nothing to tell.
     ca.token("node-b");
