@@ -1,5 +1,5 @@
 //! Ranges that captured connections go to, made local to a pod's namespace: one route for each, as 127.0.0.0/8 has one (Linux:
-//! "AnyIP"), and a rule for what becomes of it without that route.
+//! "AnyIP"), and a guard for what becomes of it without that route.
 
 use std::fmt;
 use std::io;
@@ -23,6 +23,8 @@ const PREFIX4: u8 = PORTS_MASK.count_ones() as u8;
 const PREFIX6: u8 = 64;
 /// `RT_TABLE_LOCAL`: looked at before every other table.
 const LOCAL_TABLE: u8 = 255;
+/// `RT_TABLE_MAIN`, and the table behind it, with their rules' priorities in a namespace that has no others (fib_rules(7)).
+const OTHER_TABLES: [(u8, u32); 2] = [(254, 32766), (253, 32767)];
 /// More guards of one range there are not: one for each place that the pod has given its local table meanwhile.
 const GUARDS: usize = 16;
 
@@ -53,16 +55,24 @@ impl Range {
     }
 
     /// Has unreachable what the local table does not know of the range: a route that is lost must not lead to the default
-    /// gateway. Says whether that was still to be done. It is a rule because of IPv6, whose unreachable routes are loopback's, and
-    /// go with it when it is set down.
+    /// gateway. Says whether that was still to be done.
+    ///
+    /// For IPv6 it is a rule, since its unreachable routes are loopback's, and go with it when it is set down. For IPv4 it is a
+    /// route: a namespace's first rule has the kernel part its tables, and connections that are made in that moment are lost. It
+    /// is a rule as well where there are others, which may lead past the route.
     pub(super) fn guard(self) -> io::Result<bool> {
+        if self == Self::V6 {
+            return self.guard_by_rule();
+        }
+        let routed = is_made(RouteNetlinkMessage::NewRoute(self.unreachable()))?;
+        let ruled = self.has_rules_of_its_own()? && self.guard_by_rule()?;
+        Ok(routed || ruled)
+    }
+
+    fn guard_by_rule(self) -> io::Result<bool> {
         let mut rule = self.rule();
         rule.attributes.push(RuleAttribute::Priority(self.behind_local_table()?));
-        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        match ask(NETLINK_ROUTE, RouteNetlinkMessage::NewRule(rule), flags, drop) {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-            made => made.map(|()| true),
-        }
+        is_made(RouteNetlinkMessage::NewRule(rule))
     }
 
     /// Whether the kernel keeps here what goes to the range.
@@ -92,6 +102,9 @@ impl Range {
     }
 
     fn remove_guards(self) -> io::Result<()> {
+        if self != Self::V6 {
+            is_removed(ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRoute(self.unreachable()), NLM_F_ACK, drop))?;
+        }
         for _ in 0..GUARDS {
             if !is_removed(ask(NETLINK_ROUTE, RouteNetlinkMessage::DelRule(self.rule()), NLM_F_ACK, drop))? {
                 return Ok(());
@@ -121,6 +134,22 @@ impl Range {
         Ok(route)
     }
 
+    /// In the main table, and no device's.
+    fn unreachable(self) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header = RouteHeader {
+            address_family: self.family(),
+            destination_prefix_length: self.length(),
+            table: OTHER_TABLES[0].0,
+            protocol: RouteProtocol::Static,
+            scope: RouteScope::Universe,
+            kind: RouteType::Unreachable,
+            ..RouteHeader::default()
+        };
+        route.attributes = vec![RouteAttribute::Destination(self.prefix().into())];
+        route
+    }
+
     fn rule(self) -> RuleMessage {
         let mut rule = RuleMessage::default();
         rule.header.family = self.family();
@@ -132,19 +161,31 @@ impl Range {
 
     /// The first priority behind the local table's rule, which a pod may have moved.
     fn behind_local_table(self) -> io::Result<u32> {
+        let local = self.rules()?.iter().rev().find(|rule| leads_to(rule, LOCAL_TABLE)).map(priority);
+        Ok(local.unwrap_or_default().saturating_add(1))
+    }
+
+    /// Whether there are rules but those that every namespace has, and ours.
+    fn has_rules_of_its_own(self) -> io::Result<bool> {
+        let ours = RuleAttribute::Destination(self.prefix());
+        let is_known = |rule: &RuleMessage| {
+            let mut tables = [(LOCAL_TABLE, 0)].into_iter().chain(OTHER_TABLES);
+            let is_ours = rule.header.action == RuleAction::Unreachable && rule.attributes.contains(&ours);
+            is_ours || tables.any(|(table, at)| leads_to(rule, table) && priority(rule) == at)
+        };
+        Ok(!self.rules()?.iter().all(is_known))
+    }
+
+    fn rules(self) -> io::Result<Vec<RuleMessage>> {
         let mut question = RuleMessage::default();
         question.header.family = self.family();
-        let mut local = 0;
+        let mut rules = Vec::new();
         ask(NETLINK_ROUTE, RouteNetlinkMessage::GetRule(question), NLM_F_DUMP, |answer| {
-            let RouteNetlinkMessage::NewRule(rule) = answer else { return };
-            let is_local = rule.header.table == LOCAL_TABLE && rule.header.action == RuleAction::ToTable;
-            let priority = rule.attributes.iter().find_map(|attribute| {
-                if let RuleAttribute::Priority(priority) = attribute { Some(*priority) } else { None }
-            });
-            // That of priority 0 does not tell it.
-            local = if is_local { priority.unwrap_or(0) } else { local };
+            if let RouteNetlinkMessage::NewRule(rule) = answer {
+                rules.push(rule);
+            }
         })?;
-        Ok(local.saturating_add(1))
+        Ok(rules)
     }
 
     fn family(self) -> AddressFamily {
@@ -169,6 +210,24 @@ pub(super) fn remove_ranges() -> io::Result<()> {
     let v4 = Range::V4Ports { source: Ipv4Addr::UNSPECIFIED };
     let removed = [Range::V6, v4].map(Range::remove);
     removed.into_iter().collect()
+}
+
+fn leads_to(rule: &RuleMessage, table: u8) -> bool {
+    rule.header.action == RuleAction::ToTable && rule.header.table == table
+}
+
+/// A rule of priority 0 does not tell it.
+fn priority(rule: &RuleMessage) -> u32 {
+    let told = |attribute: &RuleAttribute| if let RuleAttribute::Priority(at) = attribute { Some(*at) } else { None };
+    rule.attributes.iter().find_map(told).unwrap_or_default()
+}
+
+/// Makes what is not there yet. Whether it was not.
+fn is_made(wish: RouteNetlinkMessage) -> io::Result<bool> {
+    match ask(NETLINK_ROUTE, wish, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, drop) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        made => made.map(|()| true),
+    }
 }
 
 /// Whether there was something.

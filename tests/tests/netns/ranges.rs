@@ -100,7 +100,7 @@ fn a_range_that_is_not_local_any_more_leads_nowhere() {
     assert_eq!(seen(&mut wire), 0);
     assert!(!wire.shows(SECRET));
 
-    client.namespace.ip("rule del to 0.109.0.0/16 unreachable");
+    client.namespace.ip("route del unreachable 0.109.0.0/16");
     client.namespace.ip("-6 rule del to fd6d:616e:746c:6500::/64 unreachable");
     for to in [web.at(80), web.at6(80)] {
         let socket = prepare(&client, to);
@@ -120,7 +120,7 @@ fn a_range_that_is_taken_away_is_noticed_and_put_back() {
     let attacks: [&dyn Fn(); 3] = [
         &|| take_away(&client),
         &|| client.namespace.ip("-6 route del local fd6d:616e:746c:6500::/64 table local"),
-        &|| client.namespace.ip("rule del to 0.109.0.0/16 unreachable"),
+        &|| client.namespace.ip("route del unreachable 0.109.0.0/16"),
     ];
     for attack in attacks {
         wait::until("all is well", || mesh.agents[0].status().filter(Status::capture_ok));
@@ -135,6 +135,15 @@ fn a_range_that_is_taken_away_is_noticed_and_put_back() {
     }
     assert_eq!(seen(&mut wire), 0);
     assert_eq!(shown(&client).lines().count(), before.lines().count(), "nothing is there twice");
+}
+
+#[test]
+fn a_pod_without_rules_is_given_none() {
+    // The first one would have the kernel part its tables: connections that are made meanwhile were lost.
+    let (_mesh, client, _web) = start("1h");
+    let output = Command::new("ip").args(["-n", client.namespace.name(), "-4", "rule"]).output().unwrap();
+    let rules = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(rules.lines().count(), 3, "{rules}");
 }
 
 #[test]
