@@ -273,7 +273,7 @@ async fn accept<L: Listener>(listener: Rc<L>, stopped: oneshot::Receiver<Leave>,
         }
     }
     // Whoever has connected before is served.
-    while let Some(accepted) = steered.accept_waiting().await {
+    while let Some(accepted) = steered.accept_waiting() {
         take(accepted);
     }
 }

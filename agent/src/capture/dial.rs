@@ -203,7 +203,9 @@ impl Attached {
                 pad: 0,
             };
             // Announced before the SYN: a dial that the kernel can't announce is not made.
-            self.maps.announce_dial(&key, client.socket_addr()).map_err(DialError::Ours)?;
+            if !self.maps.announce_dial(&key, client.socket_addr()).map_err(DialError::Ours)? {
+                continue;
+            }
             let announcement = Announcement { pod: Arc::clone(self), key };
             if begin_connect(&socket, destination)? {
                 return Ok((socket, announcement));

@@ -1,16 +1,14 @@
 //! The agent's two listeners in a pod: opened on the pod's loopback, reachable only by way of `sk_lookup`.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use agent_common::{CAPTURE_PORT, SLOT_INBOUND, SLOT_OUTBOUND, SLOT_V6, TUNNEL_PORT, Watch};
 use agent_core::address::{ClientAddr, OriginalDst, PeerAddr};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -135,10 +133,20 @@ impl Steered {
         self.listener.accept().await
     }
 
-    /// A connection that waits to be accepted; `None` if there is none.
-    pub async fn accept_waiting(&self) -> Option<(TcpStream, SocketAddr)> {
-        let accepted = poll_fn(|context| Poll::Ready(self.listener.poll_accept(context))).await;
-        if let Poll::Ready(Ok(accepted)) = accepted { Some(accepted) } else { None }
+    /// A connection that waits to be accepted; `None` if there is none. The kernel is asked, not the runtime, which may not have
+    /// heard of it yet.
+    pub fn accept_waiting(&self) -> Option<(TcpStream, SocketAddr)> {
+        loop {
+            match SockRef::from(&self.listener).accept() {
+                Ok((socket, peer)) => {
+                    socket.set_nonblocking(true).ok()?;
+                    return Some((TcpStream::from_std(socket.into()).ok()?, peer.as_socket()?));
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
+                }
+                Err(_) => return None,
+            }
+        }
     }
 }
 
@@ -195,7 +203,7 @@ impl Listener for InboundListener {
 
 /// An end of the socket that nobody planned, the process's included, becomes a reset, never a clean end.
 pub(super) fn set_linger_zero(socket: &TcpStream) -> io::Result<()> {
-    socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO))
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
 
 /// `None` if the port is taken.

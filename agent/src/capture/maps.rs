@@ -18,6 +18,9 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, 
 use super::StartError;
 use super::hosted::Hosted;
 
+/// `BPF_NOEXIST`: what is there is not written over.
+const NO_EXIST: u64 = 1;
+
 /// Every map of one instance. Writes go through a lock that is never held across an `.await`.
 pub(super) struct Maps {
     netns: Mutex<HashMap<MapData, u64, Netns>>,
@@ -76,7 +79,6 @@ impl Maps {
 
     /// As [`Self::set_netns`], but a namespace that is known stays as it is.
     pub(super) fn add_netns(&self, cookie: u64, value: &Netns) -> io::Result<()> {
-        const NO_EXIST: u64 = 1;
         match lock(&self.netns).insert(cookie, value, NO_EXIST).map_err(io_error) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other,
@@ -205,8 +207,13 @@ impl Maps {
         }
     }
 
-    pub(super) fn announce_dial(&self, key: &FlowKey, client: SocketAddr) -> io::Result<()> {
-        lock(&self.dials).insert(key, endpoint(client), 0).map_err(io_error)
+    /// Whether it is announced now: another dial may have this 4-tuple.
+    pub(super) fn announce_dial(&self, key: &FlowKey, client: SocketAddr) -> io::Result<bool> {
+        let announced = lock(&self.dials).insert(key, endpoint(client), NO_EXIST).map_err(io_error);
+        match announced {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            announced => announced.map(|()| true),
+        }
     }
 
     pub(super) fn withdraw_dial(&self, key: &FlowKey) -> io::Result<()> {

@@ -12,7 +12,7 @@ use agent_core::tunnel::{ConnectionId, Dialler, Extensions, Open};
 use tokio::time::timeout;
 
 use super::doubt::Former;
-use super::{Attempt, Flow, Limit, Outbound};
+use super::{Attempt, Fate, Flow, Limit, Outbound};
 use crate::capture::Attached;
 use crate::failure::Failure;
 use crate::plane::Plane;
@@ -48,11 +48,13 @@ impl Leg {
 }
 
 impl Way<'_> {
+    fn permits(&self, directory: &Directory, uid: &PodUid) -> bool {
+        directory.by_uid(uid).is_some() && authorize_outbound(directory, uid, self.route).is_ok()
+    }
+
     /// Resolves when the connection must end, which has a tunnel between these ends.
     pub(super) async fn stop(&self, plane: &Plane, uid: &PodUid, ends: &Ends) -> Stop {
-        let permitted = |directory: &Directory| {
-            directory.by_uid(uid).is_some() && authorize_outbound(directory, uid, self.route).is_ok()
-        };
+        let permitted = |directory: &Directory| self.permits(directory, uid);
         plane.stop(uid, Some(ends), permitted).await
     }
 }
@@ -69,7 +71,12 @@ impl Flow<'_> {
         let way = Way { route, permit, limit };
         let mut former: Option<Former> = None;
         for attempt in 0..TUNNELS {
-            let mut leg = match self.outbound.reach(self.pod, &way, attempt == 0).await {
+            let reached = tokio::select! {
+                biased;
+                reached = self.outbound.reach(self.pod, &way, attempt == 0) => reached,
+                fate = self.over_before_it_began(&way) => return Attempt::over(fate),
+            };
+            let mut leg = match reached {
                 Ok(found) => Leg::new(found),
                 // No other endpoint is reached without one, and none in the clear.
                 Err(failure) if failure.close == Close::NoCertificate => return Attempt::over(Err(failure)),
@@ -99,6 +106,16 @@ impl Flow<'_> {
         }
         let retired = Failure::new(Close::TunnelLost, Blame::Peer, "every tunnel was being retired by the peer");
         after(former.as_ref(), Attempt::unreached(retired, early))
+    }
+
+    /// Resolves when nobody wants the connection any more that has no tunnel yet: it may wait for one.
+    async fn over_before_it_began(&self, way: &Way<'_>) -> Fate {
+        let uid = self.pod.uid();
+        let permitted = |directory: &Directory| way.permits(directory, uid);
+        tokio::select! {
+            stop = self.outbound.plane.stop(uid, None, permitted) => Ok(Ended::Stopped(stop)),
+            error = self.application.failure() => Err(Failure::application(error)),
+        }
     }
 
     /// Asks the far end to serve the connection: the OPEN leaves with the relay's first step.

@@ -150,6 +150,16 @@ impl Application {
         let _ = self.ready(Interest::ERROR).await;
     }
 
+    /// Resolves with the failure of its socket, while it is not read.
+    pub(crate) async fn failure(&self) -> io::Error {
+        loop {
+            self.has_failed().await;
+            if let Err(error) = self.check_unread() {
+                return error;
+            }
+        }
+    }
+
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         self.socket.ready(interest).await
     }
