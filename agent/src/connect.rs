@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::app::{self, AppError, say};
 use crate::secure::{ChannelError, Client, ClientError, HandshakeError};
@@ -29,6 +29,10 @@ use line::{Fate, Line, Opened};
 const DIAL: Duration = Duration::from_secs(10);
 /// How often one connection may be opened again because its tunnel was being retired.
 const TUNNELS: usize = 4;
+/// How long the output may take for what arrived before a failure.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long nothing is accepted after a failure to: it is the system's, and may pass.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Local connections that are forwarded at once.
 const AT_ONCE: usize = 256;
 
@@ -120,6 +124,7 @@ pub enum ConnectError {
 /// [`ConnectError`]; without one both ends have finished in order.
 pub fn run(connect: &Connect) -> Result<(), ConnectError> {
     app::harden().map_err(app::system("cannot make the process non-dumpable"))?;
+    app::raise_descriptors();
     let client = client(connect)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(app::system("cannot start the runtime"))?;
@@ -128,20 +133,25 @@ pub fn run(connect: &Connect) -> Result<(), ConnectError> {
         at: connect.via.unwrap_or_else(|| SocketAddr::new(connect.destination.ip(), TUNNEL_PORT)),
         destination: connect.destination,
     });
-    match connect.listen {
+    let ended = match connect.listen {
         Some(at) => LocalSet::new().block_on(&runtime, forward(reach, at)),
         None => runtime.block_on(async {
             let (mut local, streams) = standard::open().map_err(ConnectError::Local)?;
-            reach.carry(&mut local).await?;
+            let carried = reach.carry(&mut local).await;
             drop(local);
-            // What has arrived is there when it has been written.
-            tokio::task::spawn_blocking(|| streams.written())
-                .await
-                .map_err(io::Error::other)
-                .flatten()
-                .map_err(ConnectError::Local)
+            // What has arrived is there when it has been written, also if no more comes.
+            let written = tokio::task::spawn_blocking(|| streams.written());
+            let written = match &carried {
+                Ok(()) => written.await,
+                Err(_) => timeout(LAST_WORDS, written).await.unwrap_or(Ok(Ok(()))),
+            };
+            carried?;
+            written.map_err(io::Error::other).flatten().map_err(ConnectError::Local)
         }),
-    }
+    };
+    // A thread may wait for an output that nobody reads.
+    runtime.shutdown_background();
+    ended
 }
 
 fn client(connect: &Connect) -> Result<Client, ConnectError> {
@@ -190,7 +200,14 @@ async fn forward(reach: Rc<Reach>, at: SocketAddr) -> Result<(), ConnectError> {
     let turns = std::sync::Arc::new(Semaphore::new(AT_ONCE));
     loop {
         let Ok(turn) = std::sync::Arc::clone(&turns).acquire_owned().await else { return Ok(()) };
-        let (mut local, from) = listener.accept().await.map_err(app::system("cannot accept"))?;
+        let (mut local, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                say(&format!("mantle: cannot accept: {error}"));
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
         let reach = Rc::clone(&reach);
         tokio::task::spawn_local(async move {
             let carried = match line::linger(&local) {

@@ -203,6 +203,7 @@ impl Ended {
             Self::NoAnswer | Self::Doubted => (Close::TimedOut, Blame::Peer),
             Self::Stopped(Stop::Revoked | Stop::Distrusted(_)) => (Close::Revoked, Blame::Operator),
             Self::Stopped(Stop::MaxAge) => (Close::MaxAge, Blame::Operator),
+            Self::Stopped(Stop::PeerExpired) => (Close::NoCertificate, Blame::Peer),
             Self::Stopped(Stop::CertificateGone) => (Close::NoCertificate, Blame::Operator),
             Self::Stopped(Stop::Drained) => (Close::Drained, Blame::Operator),
             Self::Bug(_) => (Close::AgentFailed, Blame::Ours),

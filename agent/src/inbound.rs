@@ -159,6 +159,7 @@ impl Secured<'_> {
         let stop = async {
             tokio::select! {
                 stop = self.plane.stop(self.pod.uid(), Some(&ends), permitted) => stop,
+                () = self.plane.outlived(peer) => Stop::PeerExpired,
                 () = entry.given_up() => Stop::GivenUp,
             }
         };

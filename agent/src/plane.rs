@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::directory::{Directory, Pod};
 use agent_core::identity::PodUid;
@@ -163,6 +163,17 @@ impl Plane {
         }
     }
 
+    /// Resolves at the end of a certificate that no agent renews: a peer's that is no pod. A pod's connections are ended by its own
+    /// agent.
+    pub async fn outlived(&self, peer: &VerifiedPeer) {
+        if peer.uid().is_some() {
+            return pending().await;
+        }
+        while !left(peer.not_after()).is_zero() {
+            sleep(left(peer.not_after()).clamp(A_MOMENT, JUDGE_AGAIN)).await;
+        }
+    }
+
     /// Resolves when a connection of one of our pods must end: `permitted` no longer holds in a newer directory, the pod has
     /// no valid certificate any more, one of the tunnel's ends is trusted no more, or the connection is as old as it may get.
     /// Without `ends` it has no tunnel, and only our own pod is judged.
@@ -205,6 +216,12 @@ impl Plane {
             }
         }
     }
+}
+
+/// How long a certificate is good still, by the wall clock.
+fn left(not_after: u64) -> Duration {
+    let end = UNIX_EPOCH + Duration::from_secs(not_after);
+    end.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
 /// Resolves when something that began `since` has reached this age.

@@ -115,6 +115,10 @@ impl<'a, S: Local + Unpin> Line<'a, S> {
             Err(ConnectError::Protocol(_)) => self.abort(ResetReason::Protocol).await,
             Err(_) | Ok(_) => {}
         }
+        if carried.is_err() {
+            // What has arrived is the local stream's, however the rest went.
+            let _ = timeout(LAST_WORDS, self.writer.write_all(&self.pending)).await;
+        }
         match carried? {
             true => Ok(Fate::Again(self.kept)),
             false => Ok(Fate::Finished),

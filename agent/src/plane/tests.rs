@@ -129,3 +129,16 @@ async fn a_tunnel_is_outdated_by_a_newer_certificate_or_by_its_age() {
     old.plane.outdated(old.shaken.client.uid(), old.shaken.client.generation(), since).await;
     assert!(since.elapsed() >= Duration::from_secs(60));
 }
+
+#[tokio::test]
+async fn who_is_no_pod_is_ended_with_its_certificate_and_a_pod_is_not() {
+    let Scene { plane, client, .. } = scene(None).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let peer = |uid: Option<&PodUid>, not_after| {
+        let identity = "spiffe://test.mantle/outside/robot".parse().unwrap();
+        VerifiedPeer::assertion(identity, uid.cloned(), "01".into(), not_after, [].into())
+    };
+    assert_eq!(at_once(plane.outlived(&peer(None, now))).await, Some(()));
+    assert_eq!(at_once(plane.outlived(&peer(None, now + 60))).await, None);
+    assert_eq!(at_once(plane.outlived(&peer(Some(&client), now))).await, None, "its own agent does that");
+}

@@ -17,6 +17,8 @@ pub enum Stop {
     MaxAge,
     /// Our pod has no valid certificate any more.
     CertificateGone,
+    /// The certificate of a peer that is no pod has ended: no agent renews it.
+    PeerExpired,
     /// A drain reached its deadline.
     Drained,
     /// The far end has given its tunnel up, and opened it again on another.
@@ -74,7 +76,7 @@ impl Ended {
             Self::Violation(_) => Some(ResetReason::Protocol),
             Self::Stopped(Stop::Revoked | Stop::Distrusted(_)) => Some(ResetReason::Revoked),
             Self::Stopped(Stop::MaxAge) => Some(ResetReason::MaxAge),
-            Self::Stopped(Stop::CertificateGone) => Some(ResetReason::Expired),
+            Self::Stopped(Stop::CertificateGone | Stop::PeerExpired) => Some(ResetReason::Expired),
             Self::Stopped(Stop::Drained) => Some(ResetReason::Drained),
             Self::Delivered => Some(ResetReason::Delivered),
             Self::Bug(_) => Some(ResetReason::Agent),
