@@ -56,8 +56,9 @@ impl Collector for Snapshots {
         let ends = "How long each pod's certificate is valid; 0 if it has none";
         gauge(&mut encoder, "identity_seconds_to_expiry", ends, ends_of(view))?;
         let trust = view.trust.borrow().clone();
-        let sequence = trust.certificates().into_keys();
-        let sequence = sequence.map(|domain| (vec![("trust_domain", domain.to_string())], trust.sequence() as f64));
+        let sequence = trust.certificates().into_iter().filter(|(_, anchors)| !anchors.is_empty());
+        let sequence =
+            sequence.map(|(domain, _)| (vec![("trust_domain", domain.to_string())], trust.sequence() as f64));
         let what = "The CA's sequence of trust that is in force, for each trust domain that has anchors";
         gauge(&mut encoder, "bundle_sequence", what, sequence.collect())?;
         let tunnels = trust.tunnels().into_iter();
