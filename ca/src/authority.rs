@@ -84,9 +84,10 @@ impl Authority {
                 storage.remove(FIRST_START)?;
             }
             let roots = storage.state()?.roots().clone();
-            generation::sweep(storage, &roots)?;
             let load = |number| generation::load(storage, trust_domain, number);
             let (current, next) = (load(roots.current)?, roots.next().map(load).transpose()?);
+            // Not before it is clear that the state and the files belong together: an older state knows nothing of newer keys.
+            generation::sweep(storage, &roots)?;
             Ok(Self { trust_domain: trust_domain.clone(), roots, current, next })
         })
     }
@@ -303,6 +304,20 @@ mod tests {
             assert!(!storage.has(FIRST_START).unwrap());
             assert_eq!(open(&storage).unwrap(), again);
         }
+    }
+
+    #[test]
+    fn an_older_state_costs_no_newer_key() {
+        let (folder, storage, _) = made();
+        let (old, new) = (generation::Names::of(1), generation::Names::of(2));
+        let files = |names: &generation::Names| {
+            [&names.root_key, &names.root, &names.issuing_key, &names.issuing].map(Clone::clone)
+        };
+        for (old, new) in files(&old).iter().zip(files(&new)) {
+            fs::rename(folder.path().join(old), folder.path().join(new)).unwrap();
+        }
+        assert!(matches!(open(&storage), Err(CaError::Damaged { .. })));
+        assert!(files(&new).iter().all(|name| storage.has(name).unwrap()));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One question to another trust domain's bundle endpoint (SPIFFE Federation, §5).
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use tokio_rustls::TlsConnector;
 use super::bundle::{Bundle, BundleError, LONGEST};
 use super::svid::EndpointVerifier;
 use super::url::Url;
+use crate::token::KeyHash;
 
 /// From the dial to the last byte.
 const WHOLE: Duration = Duration::from_secs(20);
@@ -34,8 +36,8 @@ const WHOLE: Duration = Duration::from_secs(20);
 pub(crate) enum Proof {
     /// By a name that the roots in this PEM file vouch for.
     Web(PathBuf),
-    /// By this identity, under these anchors of its trust domain.
-    Spiffe(SpiffeId, Vec<CertificateDer<'static>>),
+    /// By this identity, under these anchors of its trust domain, and by none of these keys.
+    Spiffe(SpiffeId, Vec<CertificateDer<'static>>, HashSet<KeyHash>),
 }
 
 /// Why nothing was brought.
@@ -117,10 +119,10 @@ fn tls_config(proof: Proof) -> Result<ClientConfig, FetchError> {
     let builder = builder.map_err(FetchError::Tls)?;
     let builder = match proof {
         Proof::Web(path) => builder.with_root_certificates(web_roots(&path)?),
-        Proof::Spiffe(endpoint, anchors) if anchors.is_empty() => return Err(FetchError::NoAnchors(endpoint)),
-        Proof::Spiffe(endpoint, anchors) => {
-            builder.dangerous().with_custom_certificate_verifier(EndpointVerifier::new(anchors, endpoint, algorithms))
-        }
+        Proof::Spiffe(endpoint, anchors, _) if anchors.is_empty() => return Err(FetchError::NoAnchors(endpoint)),
+        Proof::Spiffe(endpoint, anchors, denied) => builder
+            .dangerous()
+            .with_custom_certificate_verifier(EndpointVerifier::new(anchors, endpoint, denied, algorithms)),
     };
     let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -1,12 +1,13 @@
 //! Asks the endpoints of other trust domains for their bundles, each in its turn. What it brings is kept in the CA's state; how it
 //! went is in `polls.json`, for `mantle ca federation list`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::identity::SpiffeId;
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -16,9 +17,12 @@ use super::fetch::{FetchError, Proof, fetch};
 use super::relations::{By, NotTaken, Relation, Source};
 use super::{check_names, relations};
 use crate::CaError;
+use crate::authority::Authority;
 use crate::current::{Current, Follower};
-use crate::state;
+use crate::deny::{Denied, Entry};
+use crate::state::{self, State};
 use crate::storage::Storage;
+use crate::token::{KeyHash, from_hex};
 
 const FILE: &str = "polls.json";
 /// Where a trust domain does not say how often.
@@ -191,27 +195,33 @@ fn interval(hint: Option<u64>) -> Duration {
     hint.map_or(USUAL, Duration::from_secs).clamp(LEAST, MOST)
 }
 
-/// Asks one trust domain's endpoint, and takes what it brings.
+/// Asks one trust domain's endpoint, and takes what it brings: if it is still asked for, and by the trust that it has proved itself
+/// under, when the answer is there.
 pub(crate) async fn poll(follower: &Arc<Follower>, web_roots: &std::path::Path, domain: &str) -> Result<(), PollError> {
     let current = follower.look();
-    let relations = current.state.federation();
     let unknown = || NotTaken::Unknown(domain.to_owned());
-    let source = relations.get(domain).ok_or_else(unknown)?.source.clone();
-    let (url, proof) = match &source {
+    let asked = current.state.federation().get(domain).ok_or_else(unknown)?.clone();
+    let (url, proof, by) = match &asked.source {
         Source::File => return Err(unknown().into()),
-        Source::HttpsWeb { url } => (url, Proof::Web(web_roots.to_owned())),
+        Source::HttpsWeb { url } => (url, Proof::Web(web_roots.to_owned()), None),
         Source::HttpsSpiffe { url, endpoint } => {
-            let endpoint: SpiffeId = endpoint.parse()?;
-            let anchors = anchors(&current, &endpoint);
-            (url, Proof::Spiffe(endpoint, anchors))
+            let by = ProvedBy::of(&current, endpoint.parse()?);
+            (url, Proof::Spiffe(by.endpoint.clone(), by.anchors.clone(), by.denied.clone()), Some(by))
         }
     };
     let bundle = fetch(&url.parse()?, proof).await?;
-    let trust_domain = domain.parse()?;
-    check_names(&bundle, &trust_domain).map_err(PollError::Names)?;
+    check_names(&bundle, &domain.parse()?).map_err(PollError::Names)?;
     let (follower, domain) = (Arc::clone(follower), domain.to_owned());
     let taken = tokio::task::spawn_blocking(move || {
-        let taken = follower.storage().change(|state| state.federation_mut().take(&domain, &source, &bundle));
+        let authority = Arc::clone(&follower.look().authority);
+        let taken = follower.storage().change(|state| {
+            let stands = by.is_none_or(|by| by == ProvedBy::in_state(state, &authority, by.endpoint.clone()));
+            let is_asked = state.federation().get(&domain) == Some(&asked);
+            if !stands || !is_asked {
+                return Err(NotTaken::Outdated(domain.clone()));
+            }
+            state.federation_mut().take(&domain, &asked.source, &bundle)
+        });
         match follower.look().state.federation().get(&domain) {
             Some(relation) => debug!(domain, anchors = relation.anchors().len(), "asked for a bundle"),
             None => info!(domain, "is federated with no more"),
@@ -222,13 +232,38 @@ pub(crate) async fn poll(follower: &Arc<Follower>, web_roots: &std::path::Path, 
     Ok(taken.await.map_err(gone)???)
 }
 
-/// Whose anchors an endpoint is judged by: its own trust domain's, and nobody else's.
-fn anchors(current: &Current, endpoint: &SpiffeId) -> Vec<rustls::pki_types::CertificateDer<'static>> {
-    let domain = endpoint.trust_domain();
-    if domain == current.authority.trust_domain() {
-        return current.authority.anchors();
+/// What an endpoint is judged by.
+#[derive(PartialEq)]
+struct ProvedBy {
+    endpoint: SpiffeId,
+    /// Its own trust domain's, and nobody else's.
+    anchors: Vec<CertificateDer<'static>>,
+    denied: HashSet<KeyHash>,
+}
+
+impl ProvedBy {
+    fn of(current: &Current, endpoint: SpiffeId) -> Self {
+        Self::in_state(&current.state, &current.authority, endpoint)
     }
-    current.state.federation().get(domain.as_str()).map(Relation::anchors).unwrap_or_default()
+
+    fn in_state(state: &State, authority: &Authority, endpoint: SpiffeId) -> Self {
+        let domain = endpoint.trust_domain();
+        let denied = state.published().deny.iter();
+        let is_named = |entry: &Entry| match &entry.what {
+            Denied::Identity(identity) => *identity == endpoint.as_str(),
+            Denied::TrustDomain(denied) => *denied == domain.as_str(),
+            Denied::Pod(_) | Denied::Key(_) | Denied::Serial { .. } | Denied::Node(_) => false,
+        };
+        let anchors = if denied.clone().any(is_named) {
+            Vec::new()
+        } else if domain == authority.trust_domain() {
+            authority.anchors()
+        } else {
+            state.federation().get(domain.as_str()).map(Relation::anchors).unwrap_or_default()
+        };
+        let key = |entry: &Entry| if let Denied::Key(key) = &entry.what { from_hex(key) } else { None };
+        Self { denied: denied.filter_map(key).collect(), anchors, endpoint }
+    }
 }
 
 #[cfg(test)]

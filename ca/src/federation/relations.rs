@@ -78,17 +78,26 @@ pub(crate) struct Kept {
 /// Why a bundle does not take the place of the one that is kept. That one stays in force.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum NotTaken {
-    #[error("its sequence {} is lower than {kept}, which is in force: it is an old one", told(*.found))]
+    #[error(
+        "its sequence {} is lower than {kept}, which is in force. It may be an old one; if its operators confirm it by another \
+         way, `mantle ca federation remove`, then `add` it",
+        told(*.found)
+    )]
     Older { found: Option<u64>, kept: u64 },
     #[error(
         "it has the sequence {0} of the one in force, and other anchors: somebody has changed it. Ask {1}'s operators for \
-         its roots' hashes by another way"
+         its roots' hashes by another way; if they confirm it, `mantle ca federation remove`, then `add` it"
     )]
     Differs(u64, String),
-    #[error("no more than {MOST} trust domains, with {MOST_BYTES} bytes of anchors in all, can be federated with")]
+    #[error(
+        "no more than {MOST} trust domains, with {MOST_BYTES} bytes of anchors in all, can be federated with: \
+         `mantle ca federation remove` one first"
+    )]
     Full,
     #[error("trust domain {0} is disabled: only `mantle ca federation add` with a new bundle enables it again")]
     Disabled(String),
+    #[error("what it proved itself by was changed while {0} was asked: it is asked again in its turn")]
+    Outdated(String),
     #[error("trust domain {0} is not federated with: see `mantle ca federation list`")]
     Unknown(String),
 }

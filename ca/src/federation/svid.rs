@@ -2,6 +2,7 @@
 //! that identity's own trust domain.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use agent_core::identity::SpiffeId;
@@ -9,10 +10,13 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureScheme};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::token::KeyHash;
 
 const MOST_INTERMEDIATES: usize = 5;
 const LONGEST_CHAIN: usize = 32 * 1024;
@@ -32,6 +36,8 @@ pub(crate) enum NotTheEndpoint {
     KeyUsage,
     #[error("a certificate above its own may not sign certificates")]
     Intermediate,
+    #[error("its key, or one above it, is denied")]
+    Denied,
     #[error("its certificate was not issued by an anchor that we have of its trust domain: {0}")]
     Path(webpki::Error),
 }
@@ -41,17 +47,19 @@ pub(crate) enum NotTheEndpoint {
 pub(crate) struct EndpointVerifier {
     anchors: Vec<CertificateDer<'static>>,
     expected: SpiffeId,
+    denied: HashSet<KeyHash>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl EndpointVerifier {
-    /// `anchors` are those of the expected identity's trust domain.
+    /// `anchors` are those of the expected identity's trust domain. No key that is `denied` vouches for it, nor is its own.
     pub(crate) fn new(
         anchors: Vec<CertificateDer<'static>>,
         expected: SpiffeId,
+        denied: HashSet<KeyHash>,
         algorithms: WebPkiSupportedAlgorithms,
     ) -> Arc<Self> {
-        Arc::new(Self { anchors, expected, algorithms })
+        Arc::new(Self { anchors, expected, denied, algorithms })
     }
 
     fn verify(
@@ -67,31 +75,45 @@ impl EndpointVerifier {
         let parsed = read(leaf)?;
         self.check_name(&parsed)?;
         check_usage(&parsed)?;
+        if self.is_denied(&parsed) {
+            return Err(NotTheEndpoint::Denied);
+        }
         // webpki knows no anchor's dates.
         let is_valid = |anchor: &&CertificateDer<'_>| {
             let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
             let now = x509_parser::time::ASN1Time::from_timestamp(seconds);
             let anchor = X509Certificate::from_der(anchor);
-            anchor.is_ok_and(|(_, anchor)| now.is_ok_and(|now| anchor.validity().is_valid_at(now)))
+            anchor.is_ok_and(|(_, anchor)| {
+                now.is_ok_and(|now| anchor.validity().is_valid_at(now)) && !self.is_denied(&anchor)
+            })
         };
         let anchors: Vec<_> =
             self.anchors.iter().filter(is_valid).filter_map(|anchor| anchor_from_trusted_cert(anchor).ok()).collect();
-        let spoiled = Cell::new(false);
+        let spoiled = Cell::new(None);
         let judge = |path: &VerifiedPath<'_>| {
-            let may_sign = path.intermediate_certificates().all(|one| may_sign(&one.der()));
-            spoiled.set(!may_sign);
-            if may_sign { Ok(()) } else { Err(webpki::Error::UnknownIssuer) }
+            let judged = path.intermediate_certificates().try_for_each(|one| self.check_intermediate(&one.der()));
+            spoiled.set(judged.as_ref().err().cloned());
+            judged.map_err(|_| webpki::Error::UnknownIssuer)
         };
         let usage = KeyUsage::server_auth();
         let verified = EndEntityCert::try_from(leaf).and_then(|leaf| {
             leaf.verify_for_usage(self.algorithms.all, &anchors, intermediates, now, usage, None, Some(&judge))
                 .map(drop)
         });
-        match verified {
-            Ok(()) => Ok(()),
-            Err(_) if spoiled.get() => Err(NotTheEndpoint::Intermediate),
-            Err(error) => Err(NotTheEndpoint::Path(error)),
+        verified.map_err(|error| spoiled.take().unwrap_or(NotTheEndpoint::Path(error)))
+    }
+
+    fn check_intermediate(&self, der: &CertificateDer<'_>) -> Result<(), NotTheEndpoint> {
+        let parsed = read(der)?;
+        if !may_sign(&parsed) {
+            return Err(NotTheEndpoint::Intermediate);
         }
+        if self.is_denied(&parsed) { Err(NotTheEndpoint::Denied) } else { Ok(()) }
+    }
+
+    fn is_denied(&self, certificate: &X509Certificate<'_>) -> bool {
+        let key: KeyHash = Sha256::digest(certificate.public_key().raw).into();
+        self.denied.contains(&key)
     }
 
     /// URIs are counted by their tag: a parser that skips one that is not text would see one where there are two.
@@ -136,12 +158,9 @@ fn check_usage(leaf: &X509Certificate<'_>) -> Result<(), NotTheEndpoint> {
     if wanted { Ok(()) } else { Err(NotTheEndpoint::KeyUsage) }
 }
 
-fn may_sign(der: &CertificateDer<'_>) -> bool {
-    let signs = |parsed: &X509Certificate<'_>| {
-        let usage = parsed.key_usage().ok().flatten();
-        parsed.is_ca() && usage.is_some_and(|usage| usage.value.key_cert_sign())
-    };
-    read(der).is_ok_and(|parsed| signs(&parsed))
+fn may_sign(parsed: &X509Certificate<'_>) -> bool {
+    let usage = parsed.key_usage().ok().flatten();
+    parsed.is_ca() && usage.is_some_and(|usage| usage.value.key_cert_sign())
 }
 
 impl ServerCertVerifier for EndpointVerifier {
@@ -189,7 +208,7 @@ mod tests {
     use rcgen::string::Ia5String;
     use rcgen::{
         BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-        PKCS_ECDSA_P256_SHA256, SanType,
+        PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
     };
     use rustls::crypto::aws_lc_rs;
     use std::time::Duration;
@@ -214,7 +233,20 @@ mod tests {
 
     /// What is said of a leaf under an intermediate under a root, each bent.
     fn verdict(root: Bend, intermediate: Bend, leaf: Bend) -> Result<(), NotTheEndpoint> {
+        verdict_without(None, root, intermediate, leaf)
+    }
+
+    /// The same, with the key of one of the three denied.
+    fn verdict_without(
+        denied: Option<usize>,
+        root: Bend,
+        intermediate: Bend,
+        leaf: Bend,
+    ) -> Result<(), NotTheEndpoint> {
         let ((root, root_key), (middle, middle_key)) = (authority("root", root), authority("middle", intermediate));
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let keys = [&root_key, &middle_key, &key].map(|key| Sha256::digest(key.subject_public_key_info()).into());
+        let denied = denied.map(|which| keys[which]).into_iter().collect();
         let anchor = root.self_signed(&root_key).unwrap().der().clone();
         let middle_der = middle.signed_by(&middle_key, &Issuer::new(root, root_key)).unwrap().der().clone();
         let mut params = CertificateParams::default();
@@ -222,10 +254,9 @@ mod tests {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf(&mut params);
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let leaf = params.signed_by(&key, &Issuer::new(middle, middle_key)).unwrap().der().clone();
         let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-        let verifier = EndpointVerifier::new(vec![anchor], ID.parse().unwrap(), algorithms);
+        let verifier = EndpointVerifier::new(vec![anchor], ID.parse().unwrap(), denied, algorithms);
         verifier.verify(&leaf, &[middle_der], UnixTime::now())
     }
 
@@ -251,6 +282,14 @@ mod tests {
             let other = NotTheEndpoint::OtherIdentity(found.to_owned(), ID.parse().unwrap());
             assert_eq!(leaf(bend), Err(other));
         }
+    }
+
+    #[test]
+    fn no_denied_key_vouches_for_the_endpoint_nor_is_its_own() {
+        let without = |which| verdict_without(Some(which), |_| (), |_| (), |_| ());
+        assert!(matches!(without(0), Err(NotTheEndpoint::Path(_))));
+        assert_eq!(without(1), Err(NotTheEndpoint::Denied));
+        assert_eq!(without(2), Err(NotTheEndpoint::Denied));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Real endpoints on loopback: ours, and some that no CA of ours would be.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -154,7 +155,7 @@ async fn an_endpoint_is_believed_under_exactly_its_identity_and_its_own_anchors(
     let b = Cluster::spiffe("b.test").await;
     let url: Url = b.url().parse().unwrap();
     let ask = |id: &str, anchors: &[CertificateDer<'static>]| {
-        let proof = Proof::Spiffe(id.parse().unwrap(), anchors.to_vec());
+        let proof = Proof::Spiffe(id.parse().unwrap(), anchors.to_vec(), HashSet::new());
         let url = url.clone();
         async move { fetch(&url, proof).await }
     };
@@ -169,7 +170,7 @@ async fn an_endpoint_is_believed_under_exactly_its_identity_and_its_own_anchors(
     let error = ask("spiffe://b.test/ca/bundle", &[]).await.unwrap_err();
     assert!(matches!(error, FetchError::NoAnchors(_)), "{error}");
     let elsewhere: Url = format!("https://{}/", b.endpoint).parse().unwrap();
-    let proof = Proof::Spiffe("spiffe://b.test/ca/bundle".parse().unwrap(), anchors);
+    let proof = Proof::Spiffe("spiffe://b.test/ca/bundle".parse().unwrap(), anchors, HashSet::new());
     let error = fetch(&elsewhere, proof).await.unwrap_err();
     assert!(matches!(error, FetchError::Status(hyper::StatusCode::NOT_FOUND)), "{error}");
     b.stop().await;
@@ -383,4 +384,31 @@ fn an_endpoint_that_nobody_could_believe_is_not_added() {
     assert!(spiffe("https://b.test", "b.test").contains("`b.test`"));
     assert!(spiffe("https://b.test", "spiffe://b.test/x").contains("bring its bundle first"));
     assert!(spiffe("https://b.test", "spiffe://c.test/x").contains("bring its bundle first"));
+}
+
+/// While it is asked, an operator brings another bundle.
+fn meanwhile(_: usize) -> String {
+    add(&MEANWHILE.get().unwrap().0, &MEANWHILE.get().unwrap().1).unwrap();
+    answer("200 OK", &bundle(9, &[root("stolen")]).to_json().unwrap())
+}
+
+static MEANWHILE: OnceLock<(Config, Wish)> = OnceLock::new();
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_operator_said_while_an_endpoint_was_asked_stands() {
+    let address = own_address();
+    let web = Web::of(&address.ip().to_string());
+    let served = Served::at(address, &web, meanwhile).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (config, follower) = follower(folder.path());
+    let source = Source::HttpsWeb { url: served.text.clone() };
+    let wish = |bundle| Wish { trust_domain: "b.test".parse().unwrap(), source: source.clone(), bundle };
+    add(&config, &wish(None)).unwrap();
+    let brought = root("brought");
+    let file = folder.path().join("b.json");
+    std::fs::write(&file, bundle(1, std::slice::from_ref(&brought)).to_json().unwrap()).unwrap();
+    MEANWHILE.set((config, wish(Some(file)))).ok().unwrap();
+    let error = poll(&follower, &web.roots(), "b.test").await.unwrap_err();
+    assert!(matches!(error, PollError::NotTaken(NotTaken::Outdated(_))), "{error}");
+    assert_eq!(follower.look().state.federation().get("b.test").unwrap().anchors(), [brought]);
 }
