@@ -19,9 +19,10 @@ pub(crate) fn changed(before: &State, after: &State) {
     for entry in missing(old, new) {
         info!(target: "audit", what = %entry.what, "denied no more");
     }
-    for grant in after.grants().iter().filter(|grant| !before.grants().contains(grant)) {
-        let crate::outside::Grant { identity, serial, key, by, not_after } = grant;
-        info!(target: "audit", serial, key, identity, by, not_after, "issued to a client that is no pod");
+    let known: HashSet<&str> = before.grants().iter().map(|grant| grant.serial.as_str()).collect();
+    for grant in after.grants().iter().filter(|grant| !known.contains(grant.serial.as_str())) {
+        let crate::outside::Grant { identity, serial, key, by, not_after, anchor } = grant;
+        info!(target: "audit", anchor, serial, key, identity, by, not_after, "issued to a client that is no pod");
     }
     for (node, why) in after.quarantined() {
         if !before.quarantined().contains_key(node) {

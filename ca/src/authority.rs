@@ -92,6 +92,11 @@ impl Authority {
         })
     }
 
+    /// SHA-256 of the key of the root that proves what is issued now.
+    pub(crate) fn issuing_anchor(&self) -> KeyHash {
+        self.issuing().root_key_hash
+    }
+
     /// Starts a CA with a root and an issuing CA that an operator brings.
     pub(crate) fn import(storage: &Storage, trust_domain: &TrustDomain, brought: &Brought) -> Result<(), CaError> {
         storage.exclusively(|| {

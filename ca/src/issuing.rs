@@ -46,7 +46,9 @@ pub fn replace(config: &Config, source: &Source) -> Result<Ends, CaError> {
         }
         let next = roots.newest + 1;
         made.with_root_key_of(&storage, roots.current)?.write(&storage, next)?;
-        Ok((state.replace_current(next), generation::ends(&storage, next)?))
+        // Whatever fails, fails before the state is changed.
+        let ends = generation::ends(&storage, next)?;
+        Ok((state.replace_current(next), ends))
     })??;
     storage.exclusively(|| generation::remove(&storage, gone))?;
     Ok(ends)

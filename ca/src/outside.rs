@@ -47,6 +47,8 @@ pub(crate) struct Grant {
     pub(crate) not_after: u64,
     /// Who asked for it.
     pub(crate) by: String,
+    /// SHA-256 of the root's key that proves it, in hex.
+    pub(crate) anchor: String,
 }
 
 /// Gives a client that is no pod a certificate for the key of its request (PKCS#10, PEM or DER). Works whether the CA runs or
@@ -72,6 +74,7 @@ pub fn issue(config: &Config, csr: &[u8], name: &str, ttl: Duration) -> Result<I
         key: to_hex(&proved.hash),
         not_after: u64::try_from(certificate.not_after.unix_timestamp()).unwrap_or(0),
         by: operator(),
+        anchor: to_hex(&authority.issuing_anchor()),
     };
     let (serial, not_after) = (grant.serial.clone(), grant.not_after);
     storage.change(|state| state.grant(grant, &identity))?.map_err(CaError::Refused)?;

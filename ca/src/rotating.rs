@@ -34,7 +34,7 @@ pub struct Status {
     pub new_anchor: String,
     /// Nodes whose agents have not what is in force.
     pub behind: Vec<String>,
-    /// What each node has that the old root proves, in words.
+    /// What each node has that the old root proves, in words, and the clients that have nothing newer.
     pub old_users: Vec<String>,
     /// What each node has that the new root proves, in words.
     pub new_users: Vec<String>,
@@ -84,7 +84,7 @@ pub fn status(config: &Config) -> Result<Status, CaError> {
     let (state, said) = (storage.state()?, agents::read(&storage)?);
     let view = View::new(&state, &said, now());
     let rotation = state.roots().rotation();
-    let users = |anchor: &str| view.users(anchor).iter().map(told).collect();
+    let users = |anchor: &str| view.users(anchor).iter().map(told).chain(view.clients(anchor)).collect();
     let old_anchor = match rotation {
         Some(rotation) => rotation.old_anchor.clone(),
         None => crate::token::to_hex(&generation::root_key_hash(&generation::root(&storage, state.roots().current)?)?),

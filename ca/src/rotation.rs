@@ -5,6 +5,8 @@
 //! new one issues, and whatever the old one proves is to be renewed. When nothing is left → `finish`: the old one is believed no
 //! more. `abort` before that: the old one issues again → *withdrawing*, until nothing is left that the new one proves.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -158,6 +160,12 @@ pub(crate) enum NotYet {
         listed(.0)
     )]
     InUse(Vec<String>),
+    #[error(
+        "clients that are no pods have certificates that only the old root proves: {}. Give them new ones (`mantle ca issue`) and \
+         the new root, or cut them off by --force",
+        listed(.0)
+    )]
+    Clients(Vec<String>),
 }
 
 /// What an abort does.
@@ -194,6 +202,14 @@ impl<'a> View<'a> {
             counts && !said.is_some_and(|said| said.sequence >= self.state.sequence() && said.rejected.is_empty())
         };
         self.state.nodes().filter(is_behind).map(str::to_owned).collect()
+    }
+
+    /// Clients that are no pods, and have nothing newer than a certificate that this anchor proves: nobody renews it for them.
+    pub(crate) fn clients(&self, anchor: &str) -> Vec<String> {
+        let living = self.state.grants().iter().filter(|grant| grant.not_after > self.now);
+        let newest: BTreeMap<&str, &str> =
+            living.map(|grant| (grant.identity.as_str(), grant.anchor.as_str())).collect();
+        newest.into_iter().filter(|(_, proves)| *proves == anchor).map(|(client, _)| client.to_owned()).collect()
     }
 
     /// What each node has of an anchor's, if anything.
@@ -252,7 +268,10 @@ impl Rotation {
         match self.phase {
             Phase::Publishing => Some(Advance::Issue),
             Phase::Issuing => None,
-            Phase::Withdrawing => view.users(&self.new_anchor).is_empty().then_some(Advance::Withdraw),
+            Phase::Withdrawing => {
+                let is_unused = view.users(&self.new_anchor).is_empty() && view.clients(&self.new_anchor).is_empty();
+                is_unused.then_some(Advance::Withdraw)
+            }
         }
     }
 
@@ -273,7 +292,11 @@ impl Rotation {
             return Err(NotYet::Unacknowledged(behind));
         }
         let users = view.users(&self.old_anchor);
-        if users.is_empty() { Ok(()) } else { Err(NotYet::InUse(users.iter().map(told).collect())) }
+        if !users.is_empty() {
+            return Err(NotYet::InUse(users.iter().map(told).collect()));
+        }
+        let clients = view.clients(&self.old_anchor);
+        if clients.is_empty() { Ok(()) } else { Err(NotYet::Clients(clients)) }
     }
 
     /// What an abort does now.
@@ -344,6 +367,46 @@ mod tests {
     fn uses(said: &mut Nodes, node: &str, anchor: KeyHash, tunnels: u32) {
         let used = InUse { certificates: 0, tunnels };
         said.get_mut(node).unwrap().anchors.insert(to_hex(&anchor), used);
+    }
+
+    fn grant(name: &str, anchor: KeyHash, not_after: u64) -> crate::outside::Grant {
+        crate::outside::Grant {
+            identity: format!("spiffe://test.mantle/outside/{name}"),
+            serial: "01".into(),
+            key: to_hex(&[name.as_bytes()[0]; 32]),
+            not_after,
+            by: "test".into(),
+            anchor: to_hex(&anchor),
+        }
+    }
+
+    #[test]
+    fn clients_that_are_no_pods_are_waited_for_until_they_have_something_newer() {
+        let mut state = state();
+        let far = now_is() + 1000;
+        let mut give = |name: &str, anchor, not_after| {
+            let grant = grant(name, anchor, not_after);
+            let identity = grant.identity.parse().unwrap();
+            state.grant(grant, &identity).unwrap();
+        };
+        give("robot", OLD, far);
+        give("ended", OLD, now_is() + 1);
+        give("printer", OLD, far);
+        give("printer", NEW, far);
+        let rotation = rotation(Phase::Issuing, false);
+        let said = all(&state);
+        let view = View::new(&state, &said, far - 1);
+        let robot = "spiffe://test.mantle/outside/robot".to_owned();
+        assert_eq!(rotation.may_finish(&view, false), Err(NotYet::Clients(vec![robot])));
+        assert_eq!(rotation.may_finish(&view, true), Ok(()));
+        assert_eq!(rotation.may_finish(&View::new(&state, &said, far), false), Ok(()), "it has ended");
+        let aborted = Rotation { phase: Phase::Withdrawing, ..rotation };
+        assert_eq!(aborted.advance(&view), None, "the printer's");
+        assert_eq!(aborted.advance(&View::new(&state, &said, far)), Some(Advance::Withdraw));
+    }
+
+    fn now_is() -> u64 {
+        crate::state::now()
     }
 
     fn rotation(phase: Phase, forced: bool) -> Rotation {
