@@ -239,10 +239,10 @@ impl Drop for Stream {
         known.heard.remove(&self.number);
         let Some(record) = known.nodes.get_mut(&self.node) else { return };
         let ended = record.streams.remove(&self.number);
-        if let Some(said) = ended.clone() {
+        // Who has said nothing has no last word.
+        if let Some(said) = ended.clone().filter(|said| *said != Said::default()) {
             record.absent.push(Absent { until: Some(until), said });
-            let beyond = record.absent.len().saturating_sub(MOST_ABSENT);
-            record.absent.drain(..beyond);
+            record.bound_absent();
         }
         if record.streams.is_empty() && ended.is_some() {
             // What it said last stays: it may be only the connection that is gone.
@@ -269,6 +269,14 @@ impl Known {
 }
 
 impl Record {
+    /// Of too many the oldest are forgotten; those without a name first, who can't come back as themselves.
+    fn bound_absent(&mut self) {
+        while self.absent.len() > MOST_ABSENT {
+            let nameless = self.absent.iter().position(|absent| absent.said.agent.is_empty());
+            self.absent.remove(nameless.unwrap_or(0));
+        }
+    }
+
     /// For a CA that starts after this one: those that are connected now are absent then.
     fn keep_connected(&mut self) {
         self.absent.extend(self.streams.values().map(|said| Absent { until: None, said: said.clone() }));
@@ -359,6 +367,21 @@ mod tests {
         let record = &agents.nodes()["node-a"];
         assert_eq!((record.absent.len(), record.streams.len()), (MOST_ABSENT, 0));
         assert!(agents.known().heard.is_empty());
+    }
+
+    #[test]
+    fn who_has_said_nothing_pushes_nobodys_last_word_out() {
+        let (_folder, _, agents) = agents();
+        let drains = agents.connected("node-a");
+        drains.said(&named(1, ack(5, 3)));
+        let new = agents.connected("node-a");
+        new.said(&named(2, ack(6, 0)));
+        drop(drains);
+        for _ in 0..2 * MOST_ABSENT {
+            drop(agents.connected("node-a"));
+            agents.connected("node-a").said(&ack(6, 0));
+        }
+        assert_eq!(in_use(&agents), (5, 3), "it drains, and may be connecting anew");
     }
 
     #[test]

@@ -90,16 +90,19 @@ impl Service {
     /// Lets a node in by its key, or by a token. Who is known, or says nothing that could be new, takes no turn of the state's one
     /// writer.
     fn admit(&self, request: &AttestRequest, key: &KeyHash) -> Result<Result<(), NotAdmitted>, CaError> {
-        let by_key = self.follower.look().state.admit_by_key(&request.node, key);
+        let current = self.follower.look();
+        let by_key = current.state.admit_by_key(&request.node, key);
         if by_key.is_ok() || request.join_token.is_empty() {
             return Ok(by_key);
         }
+        let Ok(token) = request.join_token.parse::<JoinToken>() else { return Ok(Err(NotAdmitted::UnknownToken)) };
+        if let Err(why) = current.state.judge_token(&request.node, &token, key) {
+            return Ok(Err(why));
+        }
         self.follower.storage().change(|state| {
             // A pinned node needs no token, and an old one in its configuration does no harm.
-            state.admit_by_key(&request.node, key).or_else(|_| {
-                let token = request.join_token.parse::<JoinToken>().map_err(|_| NotAdmitted::UnknownToken)?;
-                state.admit_by_token(&request.node, &token, key)
-            })
+            let by_key = state.admit_by_key(&request.node, key);
+            by_key.or_else(|_| state.admit_by_token(&request.node, &token, key))
         })
     }
 
@@ -421,6 +424,39 @@ pods:
         let items = [item("uid-web", &csr()), item("uid-web", b"?"), item("uid-gone", &csr()), item("uid-db", &csr())];
         let expect = vec![None, Some(Reason::BadCsr), Some(Reason::PodUnknown), None];
         assert_eq!(sign(&service, "node-a", &items), expect);
+    }
+
+    #[test]
+    fn who_has_no_good_token_does_not_take_the_writers_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let request =
+            |token: String| AttestRequest { node: "node-x".into(), join_token: token, ..AttestRequest::default() };
+        let stranger = JoinToken::generate("node-x", [0; 32]);
+        let good = JoinToken::generate("node-x", [0; 32]);
+        service.follower.storage().change(|state| state.add_token(&good, Duration::from_secs(60))).unwrap();
+        let storage = Storage::open(&folder.path().join("state")).unwrap();
+        let refused = storage.exclusively(|| {
+            let ask = |token: String| service.admit(&request(token), &[9; 32]);
+            Ok::<_, CaError>([ask("?".to_owned()), ask(stranger.to_string())].map(Result::unwrap))
+        });
+        assert_eq!(refused.unwrap(), [Err(NotAdmitted::UnknownToken); 2], "while another one has it");
+        assert_eq!(service.admit(&request(good.to_string()), &[9; 32]).unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn a_pods_successor_of_the_same_name_is_another_pod() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let asked_for = |pod: &str| sign(&service, "node-a", &[item(pod, &csr())])[0];
+        assert_eq!((asked_for("uid-web"), asked_for("uid-next")), (None, Some(Reason::PodUnknown)));
+        let next = DIRECTORY.replace("revision: 1", "revision: 2").replace("uid-web", "uid-next");
+        std::fs::write(folder.path().join("next.yaml"), next).unwrap();
+        std::fs::rename(folder.path().join("next.yaml"), folder.path().join("directory.yaml")).unwrap();
+        assert_eq!((asked_for("uid-web"), asked_for("uid-next")), (Some(Reason::PodUnknown), None));
+        // What is not right changes nothing.
+        std::fs::write(folder.path().join("directory.yaml"), "revision: 3\npods: what?\n").unwrap();
+        assert_eq!((asked_for("uid-web"), asked_for("uid-next")), (Some(Reason::PodUnknown), None));
     }
 
     #[test]

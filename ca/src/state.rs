@@ -117,24 +117,35 @@ impl State {
     /// Lets a node in by a token, and pins its key. The same token with the same key is answered again: the first answer
     /// may not have arrived.
     pub(crate) fn admit_by_token(&mut self, node: &str, token: &JoinToken, key: &KeyHash) -> Result<(), NotAdmitted> {
-        let ours = |kept: &&mut Token| from_hex(&kept.hash).is_some_and(|hash| token.matches(&hash));
-        let kept = self.tokens.iter_mut().find(ours).ok_or(NotAdmitted::UnknownToken)?;
+        if let Some(spent) = self.judge_token(node, token, key)? {
+            let key = to_hex(key);
+            self.tokens[spent].spent_by = Some(key.clone());
+            self.nodes.insert(node.to_owned(), key);
+        }
+        Ok(())
+    }
+
+    /// Whether a token lets a node in; which one is spent by that, if one is.
+    pub(crate) fn judge_token(
+        &self,
+        node: &str,
+        token: &JoinToken,
+        key: &KeyHash,
+    ) -> Result<Option<usize>, NotAdmitted> {
+        let ours = |kept: &Token| from_hex(&kept.hash).is_some_and(|hash| token.matches(&hash));
+        let at = self.tokens.iter().position(ours).ok_or(NotAdmitted::UnknownToken)?;
+        let kept = &self.tokens[at];
         if kept.node != node || token.node() != node {
             return Err(NotAdmitted::OtherNode);
         }
         let key = to_hex(key);
         match &kept.spent_by {
-            Some(spent_by) if *spent_by == key => {}
-            Some(_) => return Err(NotAdmitted::Spent),
-            None if kept.expires <= now() => return Err(NotAdmitted::Expired),
-            None => {
-                kept.spent_by = Some(key.clone());
-                self.nodes.insert(node.to_owned(), key);
-                return Ok(());
-            }
+            None if kept.expires <= now() => Err(NotAdmitted::Expired),
+            None => Ok(Some(at)),
+            // Spent by this very key: it counts as long as the key is still pinned.
+            Some(spent_by) if *spent_by == key && self.nodes.get(node) == Some(&key) => Ok(None),
+            Some(_) => Err(NotAdmitted::Spent),
         }
-        // Spent by this very key: it counts as long as the key is still pinned.
-        if self.nodes.get(node) == Some(&key) { Ok(()) } else { Err(NotAdmitted::Spent) }
     }
 
     /// Lets a node in by its key alone.

@@ -21,18 +21,18 @@ const LOOK: Duration = Duration::from_secs(5);
 const SAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Something that was done, and is to be done again.
-struct Done {
+pub(crate) struct Done {
     at: SystemTime,
     again: Duration,
 }
 
 impl Done {
-    fn now(again: Duration) -> Self {
+    pub(crate) fn now(again: Duration) -> Self {
         Self { at: SystemTime::now(), again }
     }
 
     /// Whether it is time; also when the clock was set back behind the moment when it was done.
-    fn is_due(&self, now: SystemTime) -> bool {
+    pub(crate) fn is_due(&self, now: SystemTime) -> bool {
         now.duration_since(self.at).map_or(true, |age| age >= self.again)
     }
 }

@@ -51,7 +51,7 @@ impl<A: Messages<Item = Result<WatchAck, Status>> + Unpin> Watching<A> {
         // Whatever happened since the call began is looked at first.
         self.current.mark_changed();
         let mut in_force = Arc::clone(&self.current.borrow());
-        let (mut is_due, mut last, mut answer_by) = (false, None, None);
+        let (mut is_due, mut last, mut answer_by, mut answered) = (false, None, None, 0);
         let end = loop {
             match self.next(&updates, is_due, answer_by).await {
                 Event::Room(room) => {
@@ -72,11 +72,16 @@ impl<A: Messages<Item = Result<WatchAck, Status>> + Unpin> Watching<A> {
                     }
                 }
                 Event::Said(ack) => {
+                    // Nobody has what was not told.
+                    let sequence = ack.sequence.min(last.unwrap_or(0));
                     if !is_due && Some(ack.sequence) == last {
                         answer_by = None;
+                    } else if sequence > answered {
+                        // It answers, to one after the other.
+                        answer_by = answer_by.map(|_| Instant::now() + ANSWER);
                     }
-                    // Nobody has what was not told.
-                    self.said(&WatchAck { sequence: ack.sequence.min(last.unwrap_or(0)), ..ack });
+                    answered = answered.max(sequence);
+                    self.said(&WatchAck { sequence, ..ack });
                 }
                 Event::Silent => break Status::deadline_exceeded("the agent does not answer"),
                 Event::Unheard => {
@@ -136,12 +141,13 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
-    use tokio::time::timeout;
+    use tokio::time::{sleep, timeout};
     use tokio_stream::wrappers::ReceiverStream;
     use tonic::Code;
 
     use crate::agents::Agents;
     use crate::current::Follower;
+    use crate::deny::{Denied, Entry};
     use crate::storage::Storage;
     use crate::token::JoinToken;
 
@@ -154,6 +160,7 @@ mod tests {
         agents: Arc<Agents>,
         acks: mpsc::Sender<Result<WatchAck, Status>>,
         updates: mpsc::Receiver<Result<WatchUpdate, Status>>,
+        follower: Arc<Follower>,
         _closing: watch::Sender<bool>,
     }
 
@@ -162,7 +169,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let storage = Storage::open(folder.path()).unwrap();
             let agents = Arc::new(Agents::open(&storage));
-            let follower = Follower::open(storage, "test.mantle".parse().unwrap()).unwrap();
+            let follower = Arc::new(Follower::open(storage, "test.mantle".parse().unwrap()).unwrap());
             let token = JoinToken::generate("node-a", [0; 32]);
             let joined = follower.storage().change(|state| {
                 state.add_token(&token, LONG);
@@ -187,12 +194,17 @@ mod tests {
                 closing: closes,
                 acks: ReceiverStream::new(said),
             };
-            // The follower is kept with the stream: without it the CA has ended.
-            tokio::spawn(async move {
-                watching.run(updates).await;
-                drop(follower);
-            });
-            Self { _folder: folder, agents, acks, updates: told, _closing: closing }
+            tokio::spawn(watching.run(updates));
+            Self { _folder: folder, follower, agents, acks, updates: told, _closing: closing }
+        }
+
+        /// Something else is denied.
+        fn change(&self) {
+            let sequence = self.follower.look().update.sequence;
+            let what = Denied::Pod(format!("uid-{sequence}"));
+            let entry = Entry { what, reason: "test".into(), since: 1, by: "test".into() };
+            assert!(self.follower.storage().change(|state| state.deny(entry)).unwrap().unwrap());
+            self.follower.look();
         }
 
         async fn update(&mut self) -> u64 {
@@ -221,6 +233,21 @@ mod tests {
         let sequence = answers.update().await;
         answers.ack(sequence).await;
         assert_eq!(answers.end().await, None, "the twin that answers stays");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_is_always_one_update_behind_is_watched_on() {
+        let mut world = World::new();
+        let mut told = world.update().await;
+        for _ in 0..10 {
+            world.change();
+            let next = world.update().await;
+            sleep(ANSWER / 2).await;
+            world.ack(told).await;
+            told = next;
+        }
+        world.ack(told).await;
+        assert_eq!(world.end().await, None);
     }
 
     #[tokio::test(start_paused = true)]

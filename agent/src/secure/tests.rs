@@ -260,6 +260,8 @@ fn credentials_are_what_was_asked_for_or_are_not_used() {
     let (old, old_key) =
         root.issue(&Bent::leaf(WEB, "uid-web").with(|p| p.not_after = hours(-1) + Duration::minutes(1)));
     assert!(matches!(accept(&old, &old_key), Err(CredentialsError::Verify(VerifyError::Expired))));
+    let (stranger, stranger_key) = Authority::root().issue(&Bent::leaf(WEB, "uid-web"));
+    assert!(matches!(accept(&stranger, &stranger_key), Err(CredentialsError::Verify(VerifyError::Path(_)))));
     assert!(matches!(
         Credentials::accept(vec![], &key, &terms(&identity, &uid), &root.trust(), 1),
         Err(CredentialsError::Empty)

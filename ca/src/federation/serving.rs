@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -16,12 +16,14 @@ use rcgen::{PublicKeyData as _, SubjectPublicKeyInfo};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls_pki_types::pem::PemObject as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
+use zeroize::Zeroize as _;
 
 use super::REFRESH;
 use super::bundle::Bundle;
@@ -33,6 +35,7 @@ use crate::keys::Key;
 use crate::places::{Place, Places};
 use crate::stamp::Stamp;
 use crate::state_files;
+use crate::upkeep::Done;
 
 /// From the first byte of the handshake to the answer's last.
 const WHOLE: Duration = Duration::from_secs(10);
@@ -52,7 +55,7 @@ pub(crate) struct Serving {
 /// What the endpoint shows of itself, and what it was made of.
 struct Identity {
     tls: Arc<ServerConfig>,
-    made: Instant,
+    made: Done,
     of: Made,
 }
 
@@ -100,7 +103,7 @@ impl Serving {
             Made::Authority(authority) => !Arc::ptr_eq(authority, &current.authority),
             Made::Files(stamps) => *stamps != stamps_of(&self.endpoint.profile),
         };
-        if !is_old && self.identity.made.elapsed() < LIFE / 3 {
+        if !is_old && !self.identity.made.is_due(SystemTime::now()) {
             return;
         }
         match Identity::new(&self.endpoint.profile, current) {
@@ -112,25 +115,23 @@ impl Serving {
 
 impl Identity {
     fn new(profile: &Profile, current: &Current) -> Result<Self, CaError> {
-        let (chain, key, of) = match profile {
-            Profile::HttpsSpiffe => {
-                let (chain, key) = own(&current.authority)?;
-                (chain, key, Made::Authority(Arc::clone(&current.authority)))
-            }
+        let (shown, of) = match profile {
+            Profile::HttpsSpiffe => (own(&current.authority)?, Made::Authority(Arc::clone(&current.authority))),
             Profile::HttpsWeb { cert, key } => {
                 let stamps = stamps_of(profile);
-                let (chain, key) = brought(cert, key)?;
-                (chain, key, Made::Files(stamps))
+                (brought(cert, key)?, Made::Files(stamps))
             }
         };
+        let shown = Arc::new(SingleCertAndKey::from(shown));
         let mut tls = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&TLS13, &TLS12])
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-            .map_err(|error| CaError::Crypto(error.to_string()))?;
+            .map_err(|error| CaError::Crypto(error.to_string()))?
+            .with_no_client_auth()
+            .with_cert_resolver(shown);
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         tls.send_tls13_tickets = 0;
         tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        Ok(Self { tls: Arc::new(tls), made: Instant::now(), of })
+        Ok(Self { tls: Arc::new(tls), made: Done::now(LIFE / 3), of })
     }
 }
 
@@ -141,24 +142,28 @@ fn stamps_of(profile: &Profile) -> [Option<Stamp>; 2] {
     }
 }
 
-type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
-
 /// As `spiffe://<trust domain>/ca/bundle`.
-fn own(authority: &Authority) -> Result<Chain, CaError> {
+fn own(authority: &Authority) -> Result<CertifiedKey, CaError> {
+    let crypto = |error: &dyn std::fmt::Display| CaError::Crypto(error.to_string());
     let key = Key::generate()?;
-    let public = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info());
-    let public = public.map_err(|error| CaError::Crypto(error.to_string()))?;
+    let public = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map_err(|error| crypto(&error))?;
     let chain = authority.issue(&Subject::Bundle, &public, LIFE)?.chain;
-    Ok((chain, PrivatePkcs8KeyDer::from(key.der().to_vec()).into()))
+    let der = key.der();
+    let signing = aws_lc_rs::sign::any_ecdsa_type(&PrivatePkcs8KeyDer::from(der.as_slice()).into());
+    Ok(CertifiedKey::new(chain, signing.map_err(|error| crypto(&error))?))
 }
 
-fn brought(cert: &Path, key: &Path) -> Result<Chain, CaError> {
+fn brought(cert: &Path, key: &Path) -> Result<CertifiedKey, CaError> {
     let wrong = |path: &Path, what: String| CaError::Brought { path: path.to_owned(), what };
     let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.map_err(|error| wrong(cert, error.to_string()))?;
     let text = state_files::read_key(key)?.ok_or_else(|| wrong(key, "it is missing".to_owned()))?;
-    let private = PrivateKeyDer::from_pem_slice(&text).map_err(|error| wrong(key, error.to_string()))?;
-    Ok((chain, private))
+    let mut private = PrivateKeyDer::from_pem_slice(&text).map_err(|error| wrong(key, error.to_string()))?;
+    let signing = aws_lc_rs::sign::any_supported_type(&private);
+    private.zeroize();
+    let certified = CertifiedKey::new(chain, signing.map_err(|error| wrong(key, error.to_string()))?);
+    certified.keys_match().map_err(|error| wrong(key, error.to_string()))?;
+    Ok(certified)
 }
 
 /// To one who asks.

@@ -210,9 +210,12 @@ fn another_clusters_pod_enters_where_a_policy_allows_it_until_its_cluster_is_dis
     until_served(&far, &web);
 
     let (mut foreign, mut back) = (Live::open(&far, &web), Live::open(&web, &far));
+    until_served(&far, &web);
+    assert!(tunnels(&far) > 1, "there is an idle one as well");
     assert!(!operate(&mesh, "ca.yaml", &["federation", "disable", "--trust-domain", B]).is_empty());
     traffic::expect_reset(&mut foreign.0);
     traffic::expect_reset(&mut back.0);
+    wait::until("the idle one is gone too", || (tunnels(&far) == 0).then_some(()));
     wait::until("nobody of it is believed", || (!asks(&far, &web) && !asks(&web, &far)).then_some(()));
     own.exchange();
     assert!(asks(&client, &web), "nobody else sees anything");
