@@ -22,7 +22,9 @@ use super::*;
 
 mod asn1;
 mod cases;
+mod channel;
 mod client;
+mod credentials;
 mod deny;
 mod differential;
 mod hostile;
@@ -240,67 +242,6 @@ fn only_an_authority_can_be_an_anchor() {
     assert_eq!(anchor(CertificateDer::from(vec![1])), Err(TrustError::Malformed));
 }
 
-#[test]
-fn credentials_are_what_was_asked_for_or_are_not_used() {
-    let root = Authority::root();
-    let (identity, uid): (SpiffeId, PodUid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
-    let (leaf, key) = root.issue(&Bent::leaf(WEB, "uid-web"));
-    let accept = |leaf: &CertificateDer<'static>, key| {
-        Credentials::accept(vec![leaf.clone()], key, &terms(&identity, &uid), &root.trust(), 1)
-    };
-    let good = accept(&leaf, &key).unwrap();
-    let shown = format!("{good:?}");
-    assert!(shown.contains(WEB) && !shown.to_lowercase().contains("key"), "{shown}");
-    let (_, other_key) = root.issue(&Bent::leaf(WEB, "uid-web"));
-    assert!(matches!(accept(&leaf, &other_key), Err(CredentialsError::Key)));
-    let (other, other_key) = root.issue(&Bent::leaf(CLIENT, "uid-web"));
-    assert!(matches!(accept(&other, &other_key), Err(CredentialsError::Other { .. })));
-    let (other, other_key) = root.issue(&Bent::leaf(WEB, "uid-other"));
-    assert!(matches!(accept(&other, &other_key), Err(CredentialsError::Other { .. })));
-    let (old, old_key) =
-        root.issue(&Bent::leaf(WEB, "uid-web").with(|p| p.not_after = hours(-1) + Duration::minutes(1)));
-    assert!(matches!(accept(&old, &old_key), Err(CredentialsError::Verify(VerifyError::Expired))));
-    let (stranger, stranger_key) = Authority::root().issue(&Bent::leaf(WEB, "uid-web"));
-    assert!(matches!(accept(&stranger, &stranger_key), Err(CredentialsError::Verify(VerifyError::Path(_)))));
-    assert!(matches!(
-        Credentials::accept(vec![], &key, &terms(&identity, &uid), &root.trust(), 1),
-        Err(CredentialsError::Empty)
-    ));
-}
-
-#[test]
-fn credentials_live_neither_too_long_nor_less_than_before() {
-    let root = Authority::root();
-    let (identity, uid): (SpiffeId, PodUid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
-    let terms = terms(&identity, &uid);
-    let (leaf, key) = root.issue(&Bent::leaf(WEB, "uid-web"));
-    let accept = |terms: &Terms<'_>| Credentials::accept(vec![leaf.clone()], &key, terms, &root.trust(), 1);
-    let end = accept(&terms).unwrap().not_after();
-    accept(&Terms { later_than: Some(end - 1), ..terms }).unwrap();
-    let same = accept(&Terms { later_than: Some(end), ..terms });
-    assert!(matches!(same, Err(CredentialsError::NotLater)), "{same:?}");
-    let left = std::time::Duration::from_secs(end) - terms.now;
-    accept(&Terms { longest: left, ..terms }).unwrap();
-    let long = accept(&Terms { longest: left - std::time::Duration::from_secs(1), ..terms });
-    assert!(matches!(long, Err(CredentialsError::Life(..))), "{long:?}");
-}
-
-#[test]
-fn credentials_that_begin_within_two_minutes_are_taken() {
-    let root = Authority::root();
-    let (identity, uid): (SpiffeId, PodUid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
-    let now = UnixTime::now().as_secs();
-    let begins = |ahead: u64| {
-        let begin = OffsetDateTime::from_unix_timestamp((now + ahead).try_into().unwrap()).unwrap();
-        let (leaf, key) = root.issue(&Bent::leaf(WEB, "uid-web").with(|p| p.not_before = begin));
-        let terms = Terms { now: std::time::Duration::from_secs(now), ..terms(&identity, &uid) };
-        Credentials::accept(vec![leaf], &key, &terms, &root.trust(), 1).map(|taken| taken.not_before() - now)
-    };
-    assert!(matches!(begins(0), Ok(0)));
-    assert!(matches!(begins(120), Ok(120)));
-    assert!(matches!(begins(121), Err(CredentialsError::Verify(VerifyError::NotYetValid))));
-}
-
 /// Two connected sockets.
 pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
@@ -369,133 +310,4 @@ async fn send(channel: &mut Channel, parts: &[&[u8]]) {
     while !channel.flush().unwrap() {
         channel.ready(Interest::WRITABLE).await.unwrap();
     }
-}
-
-#[tokio::test]
-async fn both_ends_know_each_other_and_agree_on_post_quantum_keys() {
-    let (dialled, accepted) = pair().await;
-    assert_eq!(dialled.peer().identity().as_str(), WEB);
-    assert_eq!(dialled.peer().uid().unwrap().as_str(), "uid-web");
-    assert_eq!(accepted.peer().identity().as_str(), CLIENT);
-    assert_eq!((dialled.group(), accepted.group()), ("X25519MLKEM768".into(), "X25519MLKEM768".into()));
-    assert_eq!(dialled.peer().serial(), accepted.own_serial());
-}
-
-#[tokio::test]
-async fn who_is_not_expected_or_not_trusted_is_refused() {
-    let (root, other) = (Authority::root(), Authority::root());
-    let (client, web) = (root.credentials(CLIENT, "uid-client"), root.credentials(WEB, "uid-web"));
-    let reason = |result: Result<Channel, HandshakeError>| {
-        let error = result.unwrap_err();
-        let HandshakeError::Peer(reason) = &error else { panic!("not the peer's certificate: {error}") };
-        reason.label()
-    };
-    let trust = root.trust();
-    let (dialled, _) = shake((&client, &trust), (&web, &trust), (CLIENT, "uid-web")).await;
-    assert_eq!(reason(dialled), "other_identity");
-    let (dialled, _) = shake((&client, &trust), (&web, &trust), (WEB, "uid-successor")).await;
-    assert_eq!(reason(dialled), "other_pod");
-    let foreign = other.credentials(WEB, "uid-web");
-    let (dialled, accepted) = shake((&client, &trust), (&foreign, &trust), (WEB, "uid-web")).await;
-    assert_eq!(reason(dialled), "path");
-    assert!(matches!(accepted.unwrap_err(), HandshakeError::Refused(_) | HandshakeError::Network(_)));
-    // The other way round the client is done before it is judged: the verdict comes on the channel.
-    let foreign = other.credentials(CLIENT, "uid-client");
-    let (dialled, accepted) = shake((&foreign, &trust), (&web, &trust), (WEB, "uid-web")).await;
-    assert_eq!(reason(accepted), "path");
-    let mut dialled = dialled.unwrap();
-    assert!(next(&mut dialled).await.unwrap_err().is_refusal());
-}
-
-#[tokio::test]
-async fn records_keep_their_bounds_and_transfers_their_bytes() {
-    let (mut dialled, mut accepted) = pair().await;
-    for parts in [&[&b"one"[..]][..], &[b"head", b"er"], &[&[7; 16384]]] {
-        send(&mut dialled, parts).await;
-        assert_eq!(next(&mut accepted).await.unwrap().unwrap(), parts.concat());
-    }
-    send(&mut dialled, &[b"two"]).await;
-    send(&mut dialled, &[b"records"]).await;
-    assert_eq!(next(&mut accepted).await.unwrap().unwrap(), b"two");
-    assert_eq!(next(&mut accepted).await.unwrap().unwrap(), b"records");
-    let total = 2000_u32;
-    let sender = async {
-        for number in 0..total {
-            send(&mut dialled, &[&number.to_be_bytes(), &[1; 5000]]).await;
-        }
-    };
-    let receiver = async {
-        for number in 0..total {
-            let record = next(&mut accepted).await.unwrap().unwrap();
-            assert_eq!((record.len(), &record[..4]), (5004, &number.to_be_bytes()[..]));
-        }
-    };
-    tokio::join!(sender, receiver);
-}
-
-#[tokio::test]
-async fn garbage_in_the_middle_is_an_error_and_no_record() {
-    let root = Authority::root();
-    let (client, web) = (root.credentials(CLIENT, "uid-client"), root.credentials(WEB, "uid-web"));
-    let (dialled, accepted) = sockets().await;
-    // A wire-tapper on the way, which adds a record of its own.
-    let (to_web, from_tapper) = sockets().await;
-    let (identity, uid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
-    let trust = root.trust();
-    let tap = tokio::spawn(async move {
-        let (mut near, mut far) = (accepted, to_web);
-        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-    });
-    let (dialled, accepted) =
-        tokio::join!(connect(dialled, &client, &trust, &identity, &uid), accept(from_tapper, &web, &trust));
-    let (dialled, mut accepted) = (dialled.unwrap(), accepted.unwrap());
-    tap.abort();
-    drop(dialled);
-    assert!(matches!(next(&mut accepted).await, Ok(None) | Err(ChannelError::Socket(_))), "an end, and no record");
-
-    // Plain HTTP at the tunnel's port.
-    let (mut stranger, accepted) = sockets().await;
-    tokio::io::AsyncWriteExt::write_all(&mut stranger, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let error = accept(accepted, &web, &trust).await.unwrap_err();
-    assert!(matches!(error, HandshakeError::Tls(_)), "{error}");
-}
-
-/// Bytes after which rustls looks for the rest of a handshake message, and has no alert to send.
-#[tokio::test]
-async fn bytes_that_break_off_are_an_error_and_no_panic() {
-    let hello = [0x16, 3, 1, 0, 4, 1, 0, 2, 0];
-    let alert = [0x15, 3, 1, 0, 2, 1, 0];
-    let piecemeal: Vec<u8> = (0..90_000).flat_map(|at| [0x16, 3, 1, 0, 1, if at == 0 { 1 } else { 0xff }]).collect();
-    let root = Authority::root();
-    for (bytes, reset) in [([&hello[..], &alert].concat(), false), (hello.to_vec(), true), (piecemeal, false)] {
-        let (mut stranger, accepted) = sockets().await;
-        let (web, trust) = (root.credentials(WEB, "uid-web"), root.trust());
-        let speaks = async {
-            // It may be reset before it has said all.
-            let _ = tokio::io::AsyncWriteExt::write_all(&mut stranger, &bytes).await;
-            if reset {
-                socket2::SockRef::from(&stranger).set_linger(Some(std::time::Duration::ZERO)).unwrap();
-            }
-            (!reset).then_some(stranger)
-        };
-        let (_stranger, shaken) = tokio::join!(speaks, accept(accepted, &web, &trust));
-        assert!(matches!(shaken, Err(error) if error.blame() != agent_core::outcome::Blame::Ours));
-    }
-}
-
-#[tokio::test]
-async fn a_vanished_end_is_told_from_an_announced_one() {
-    let (dialled, mut accepted) = pair().await;
-    drop(dialled);
-    let ended = next(&mut accepted).await;
-    assert!(
-        matches!(&ended, Err(ChannelError::Socket(error)) if error.kind() == std::io::ErrorKind::ConnectionReset),
-        "a channel that is dropped resets: {ended:?}"
-    );
-    let (mut dialled, mut accepted) = pair().await;
-    send(&mut dialled, &[b"last"]).await;
-    dialled.end_in_order();
-    drop(dialled);
-    assert_eq!(next(&mut accepted).await.unwrap().unwrap(), b"last");
-    assert!(matches!(accepted.receive(), Ok(Received::Closed(Ending::Unsaid) | Received::Blocked)));
 }
