@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::secure::has_vanished;
 
-/// When a half-closed application, or an endpoint in the clear, that says nothing is asked whether it still lives, and how
+/// When an application that is to say something still, or an endpoint in the clear, is asked whether it still lives, and how
 /// long that takes: 60 s + 3 × 15 s.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(3);
@@ -179,10 +179,16 @@ impl Application {
         let _ = self.ready(interest).await;
     }
 
-    /// With one direction ended, an application that vanished would never be noticed.
+    /// An application that is waited for, and has gone, would never be noticed. One that has said everything is not waited for: a
+    /// kernel forgets it when it has closed, and would answer by a reset that cuts off what its peer has not read yet.
     fn watch_over(&self) {
-        if self.shut != self.ended {
-            self.keep_alive();
+        match (self.shut, self.ended) {
+            (true, false) => self.keep_alive(),
+            (false, true) => {
+                // A failure means that the socket is dead already.
+                let _ = SockRef::from(&self.socket).set_keepalive(false);
+            }
+            (true, true) | (false, false) => {}
         }
     }
 

@@ -10,22 +10,40 @@ use socket2::{Domain, Socket, TcpKeepalive, Type};
 
 /// More than all buffers on the way can hold: the sender is still at it when the reader goes on.
 const LENGTH: usize = 128 << 20;
+/// So little that they hold all of it.
+const LITTLE: usize = 4 << 20;
 
+/// Every buffer on the way is full, and every window closed.
 #[test]
 fn a_reader_that_pauses_for_more_than_a_minute_loses_nothing() {
+    pauses(LENGTH);
+}
+
+/// The sender's kernel has forgotten it before the reader goes on.
+#[test]
+fn nor_does_it_if_the_sender_has_closed_meanwhile() {
+    pauses(LITTLE);
+}
+
+fn pauses(length: usize) {
     let mut mesh = Mesh::start();
     let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
-    let _server = Server::start(&web, "0.0.0.0:80".parse().unwrap(), |stream, _| {
+    web.set("net/ipv4/tcp_fin_timeout", "5");
+    let _server = Server::start(&web, "0.0.0.0:80".parse().unwrap(), move |stream, _| {
         stream.set_write_timeout(None).unwrap();
-        Pattern::new(1).send(&mut { stream }, LENGTH).unwrap();
+        Pattern::new(1).send(&mut { stream }, length).unwrap();
     });
-    let mut stream = traffic::connect(&client, web.at(80)).unwrap();
+    // Small, so that most of it stays on the way.
+    let socket = client.namespace.within(|| Socket::new(Domain::IPV4, Type::STREAM, None)).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&web.at(80).into()).unwrap();
+    let mut stream = traffic::patient(socket.into()).unwrap();
     stream.read_exact(&mut [0; 8]).unwrap();
-    // Every buffer on the way is full, and every window closed. This is the pause itself, nothing is waited for.
+    // This is the pause itself, nothing is waited for.
     thread::sleep(Duration::from_secs(75));
     let mut expected = Vec::new();
-    Pattern::new(1).send(&mut expected, LENGTH).unwrap();
-    let mut found = vec![0; LENGTH - 8];
+    Pattern::new(1).send(&mut expected, length).unwrap();
+    let mut found = vec![0; length - 8];
     stream.read_exact(&mut found).unwrap();
     assert!(found == expected[8..], "the bytes differ");
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
