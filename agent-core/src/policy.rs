@@ -1,6 +1,7 @@
 //! Whether a connection may: a [`Permit`], or who says no. No match is a no.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -247,38 +248,52 @@ pub fn authorize_inbound(
     peer: &VerifiedPeer,
     port: u16,
 ) -> Result<Permit, Denial> {
-    judge_inbound(directory, receiver, peer, Some(port))
+    Inbound::of(directory, receiver, peer)?.at(port)
 }
 
 /// Why policies let the peer into none of the pod's ports, if so.
 pub fn turned_away(directory: &Directory, receiver: &PodUid, peer: &VerifiedPeer) -> Option<Denial> {
-    judge_inbound(directory, receiver, peer, None).err().filter(Denial::is_by_policy)
+    let inbound = match Inbound::of(directory, receiver, peer) {
+        Ok(inbound) => inbound,
+        Err(denial) => return Some(denial).filter(Denial::is_by_policy),
+    };
+    let named: HashSet<u16> = inbound.policies.iter().flat_map(|policy| &policy.ports).copied().collect();
+    // Ports that no policy names are all alike.
+    let other = (1..=u16::MAX).find(|port| !named.contains(port));
+    let mut denials = named.into_iter().chain(other).map(|port| inbound.at(port).err());
+    denials.try_fold(None, |_, denial| denial.map(Some)).flatten()
 }
 
-/// Without a port: whether there is one at which it may.
-fn judge_inbound(
-    directory: &Directory,
-    receiver: &PodUid,
-    peer: &VerifiedPeer,
-    port: Option<u16>,
-) -> Result<Permit, Denial> {
-    let receiver = directory.by_uid(receiver).ok_or_else(|| Denial::OwnPodUnknown(receiver.clone()))?;
-    let is_own_pod = is_own_pod(directory, peer)?;
-    let identity = peer.identity();
-    let concerned = |policy: &&Policy| policy.guards(receiver) && policy.names(identity);
-    let find = |effect, at: &dyn Fn(&Policy) -> bool| {
-        directory.policies().iter().filter(concerned).find(|policy| policy.effect == effect && at(policy))
-    };
-    if let Some(policy) = find(Effect::Deny, &|policy| port.map_or(policy.ports.is_empty(), |at| policy.is_about(at))) {
-        return Err(Denial::ByPolicy { policy: policy.name.clone(), peer: identity.clone() });
+/// A peer that asks to enter a pod, and the policies about that.
+struct Inbound<'a> {
+    policies: Vec<&'a Policy>,
+    identity: &'a SpiffeId,
+    /// It needs nobody's leave.
+    is_own_pod: bool,
+    revision: u64,
+}
+
+impl<'a> Inbound<'a> {
+    fn of(directory: &'a Directory, receiver: &PodUid, peer: &'a VerifiedPeer) -> Result<Self, Denial> {
+        let receiver = directory.by_uid(receiver).ok_or_else(|| Denial::OwnPodUnknown(receiver.clone()))?;
+        let (is_own_pod, identity) = (is_own_pod(directory, peer)?, peer.identity());
+        let concerned = |policy: &&Policy| policy.guards(receiver) && policy.names(identity);
+        let policies = directory.policies().iter().filter(concerned).collect();
+        Ok(Self { policies, identity, is_own_pod, revision: directory.revision() })
     }
-    let revision = directory.revision();
-    if is_own_pod {
-        return Ok(Permit { policy: MESH.into(), revision });
-    }
-    match find(Effect::Allow, &|policy| port.is_none_or(|at| policy.is_about(at))) {
-        Some(policy) => Ok(Permit { policy: policy.name.clone().into(), revision }),
-        None => Err(Denial::NotAllowed(identity.clone())),
+
+    fn at(&self, port: u16) -> Result<Permit, Denial> {
+        let find = |effect| self.policies.iter().find(|policy| policy.effect == effect && policy.is_about(port));
+        if let Some(policy) = find(Effect::Deny) {
+            return Err(Denial::ByPolicy { policy: policy.name.clone(), peer: self.identity.clone() });
+        }
+        if self.is_own_pod {
+            return Ok(Permit { policy: MESH.into(), revision: self.revision });
+        }
+        match find(Effect::Allow) {
+            Some(policy) => Ok(Permit { policy: policy.name.clone().into(), revision: self.revision }),
+            None => Err(Denial::NotAllowed(self.identity.clone())),
+        }
     }
 }
 

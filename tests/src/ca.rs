@@ -122,11 +122,12 @@ impl Ca {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// Runs `mantle ca issue` for a client's request, whether the CA runs or not; the chain goes to `out`.
+    /// Runs `mantle ca issue` for a client's request and a certificate that lives so long, whether the CA runs or not; the chain goes
+    /// to `out`.
     #[track_caller]
-    pub fn issue(&self, csr: &Path, name: &str, out: &Path) {
+    pub fn issue(&self, csr: &Path, name: &str, ttl: &str, out: &Path) {
         let (csr, out) = (csr.to_str().must("a path is text"), out.to_str().must("a path is text"));
-        self.operate(&["issue"], ["--name", name], &["--csr", csr, "--out", out]);
+        self.operate(&["issue"], ["--name", name], &["--csr", csr, "--ttl", ttl, "--out", out]);
     }
 
     /// What it has said since it was started.

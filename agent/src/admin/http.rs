@@ -1,5 +1,6 @@
 //! The pages, and a small server of them: one request for each connection.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -15,13 +16,14 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::{View, certs, metrics};
 
-/// Requests under way at one door; who comes later waits in the kernel's queue.
+/// Requests under way at one door. For who comes later the one that has taken longest is given up: nobody who only connects
+/// keeps others out.
 const AT_ONCE: usize = 16;
 /// From the connection to the end of its answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -82,14 +84,21 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = io::Result<S>>,
 {
+    // They end with this.
     let mut running = JoinSet::new();
+    let mut oldest = VecDeque::new();
     loop {
-        if running.len() >= AT_ONCE {
-            running.join_next().await;
-        }
         while running.try_join_next().is_some() {}
+        oldest.retain(|request: &AbortHandle| !request.is_finished());
         match accept().await {
-            Ok(stream) => _ = running.spawn(answer(stream, Arc::clone(pages), door)),
+            Ok(stream) => {
+                if oldest.len() >= AT_ONCE
+                    && let Some(request) = oldest.pop_front()
+                {
+                    request.abort();
+                }
+                oldest.push_back(running.spawn(answer(stream, Arc::clone(pages), door)));
+            }
             Err(error) => {
                 debug!(%error, ?door, "did not answer");
                 sleep(AFTER_FAILURE).await;

@@ -84,6 +84,21 @@ async fn get(connect: &mpsc::Sender<DuplexStream>, page: &str) -> (u16, String) 
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_only_connects_keeps_nobody_out() {
+    let connect = server(view(&[], true, true), http::Door::Metrics);
+    let began = tokio::time::Instant::now();
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        let (ours, theirs) = duplex(64);
+        connect.send(theirs).await.unwrap();
+        silent.push(ours);
+    }
+    assert_eq!(get(&connect, "/healthz/ready").await.0, 200);
+    assert_eq!(began.elapsed(), Duration::ZERO, "nobody was waited for");
+    assert_eq!(silent[0].read(&mut [0]).await.unwrap(), 0, "the first have been given up");
+}
+
 /// Reads an exposition: each sample by its name and labels. Each family must be described before it, and once.
 fn parse(text: &str) -> HashMap<String, f64> {
     let (mut types, mut helps, mut samples) = (HashMap::new(), HashMap::new(), HashMap::new());

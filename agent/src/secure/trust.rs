@@ -200,6 +200,11 @@ impl Trust {
         self.domains.iter().map(|(domain, anchors)| (domain.clone(), of(anchors))).collect()
     }
 
+    /// The trust domains of which anybody may be believed.
+    pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.domains.iter().filter(|(_, anchors)| !anchors.is_empty()).map(|(domain, _)| domain)
+    }
+
     /// The hashes of a trust domain's anchors' keys.
     pub fn keys(&self, domain: &TrustDomain) -> Vec<KeyHash> {
         self.domains.get(domain).into_iter().flatten().map(|anchor| anchor.key).collect()

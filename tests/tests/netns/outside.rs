@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -33,6 +34,11 @@ struct Robot {
 
 impl Robot {
     fn made(mesh: &Mesh) -> Self {
+        Self::made_for(mesh, "24h")
+    }
+
+    /// Its certificate lives so long.
+    fn made_for(mesh: &Mesh, ttl: &str) -> Self {
         let folder = mesh.world.folder();
         let [key, csr, certificate] = ["robot-key.pem", "robot.csr", "robot.pem"].map(|name| folder.join(name));
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
@@ -40,17 +46,21 @@ impl Robot {
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         let request = CertificateParams::default().serialize_request(&pair).unwrap();
         fs::write(&csr, request.pem().unwrap()).unwrap();
-        mesh.ca.issue(&csr, "robot-7", &certificate);
+        mesh.ca.issue(&csr, "robot-7", ttl, &certificate);
         let anchors = mesh.ca.state().join("root.pem");
         Self { host: mesh.world.pod("robot", Side::A), certificate, key, anchors }
     }
 
     /// `mantle connect` on its machine.
     fn start(&self, words: &[&str]) -> Session {
+        self.start_with(Stdio::piped(), words)
+    }
+
+    fn start_with(&self, input: Stdio, words: &[&str]) -> Session {
         let mut command = self.host.namespace.command(mantle());
         command.arg("connect").arg("--cert").arg(&self.certificate).arg("--key").arg(&self.key);
         command.arg("--anchors").arg(&self.anchors).args(words);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         Session(Some(command.spawn().unwrap()))
     }
 
@@ -206,6 +216,66 @@ fn what_it_has_ends_with_its_policy_and_when_it_is_denied() {
     mesh.change(|directory| directory.policies = vec![allows(), deny]);
     failed(&robot.ask(web.at(80), b"hello"), "refused (denied)");
     own_goes_on();
+}
+
+#[test]
+fn its_connections_end_with_its_certificate_which_no_agent_renews() {
+    let mut mesh = Mesh::start();
+    let (web, client) = (mesh.strict_pod("web", Side::B), mesh.pod("client", Side::A));
+    let _echo = Server::echo(&web, 80);
+    mesh.change(|directory| directory.policies = vec![allows()]);
+    let robot = Robot::made_for(&mesh, "15s");
+    let mut own = traffic::connect(&client, web.at(80)).unwrap();
+    let mut session = robot.reach(web.at(80));
+    session.exchange(b"ping");
+    failed_with_one_of(&session.end(), &["reset (expired)", "the connection was lost"]);
+    let record = mesh.agents[1].records.wait(1, |record| record.close() == "no_certificate").remove(0);
+    assert_eq!((record.text("/source/identity"), record.blame()), (IDENTITY, "peer"));
+    own.write_all(b"ping").unwrap();
+    own.read_exact(&mut [0; 4]).unwrap();
+}
+
+#[test]
+fn what_had_arrived_before_a_reset_is_there() {
+    let mut mesh = Mesh::start();
+    let web = mesh.strict_pod("web", Side::B);
+    let _server = Server::start(&web, web.at(80), |mut stream, _| {
+        stream.write_all(b"the last words").unwrap();
+        traffic::reset(stream);
+    });
+    mesh.change(|directory| directory.policies = vec![allows()]);
+    let output = Robot::made(&mesh).reach(web.at(80)).end();
+    failed(&output, "was reset");
+    assert_eq!(output.stdout, b"the last words");
+}
+
+#[test]
+fn an_input_that_fails_is_no_end_of_stream_to_the_application() {
+    let mut mesh = Mesh::start();
+    let web = mesh.strict_pod("web", Side::B);
+    let (tell, told) = mpsc::channel();
+    let _server = Server::start(&web, web.at(80), move |mut stream, _| {
+        stream.read_exact(&mut [0; 4]).unwrap();
+        tell.send(true).unwrap();
+        tell.send(stream.read_to_end(&mut Vec::new()).is_ok()).unwrap();
+    });
+    mesh.change(|directory| directory.policies = vec![allows()]);
+    let robot = Robot::made(&mesh);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    for fails in [false, true] {
+        let mut input = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let session = robot.start_with(OwnedFd::from(listener.accept().unwrap().0).into(), &[&web.at(80).to_string()]);
+        input.write_all(b"half").unwrap();
+        assert!(told.recv_timeout(wait::SOON).unwrap());
+        if fails {
+            traffic::reset(input)
+        } else {
+            drop(input)
+        }
+        let output = session.end();
+        assert_eq!(told.recv_timeout(wait::SOON).unwrap(), !fails, "whether the application reads an end of stream");
+        if fails { failed(&output, "standard input") } else { served(&output, b"") }
+    }
 }
 
 #[test]

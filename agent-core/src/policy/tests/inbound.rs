@@ -152,6 +152,8 @@ fn whom_policies_turn_away_altogether_is_told() {
     let ours = || Peers::TrustDomain(domain("test.mantle"));
     assert!(!away(vec![Policy { ports: vec![443], ..deny(ours()) }], &near()));
     assert!(away(vec![deny(ours())], &near()));
+    let at_443 = |policy: Policy| Policy { ports: vec![443], ..policy };
+    assert!(away(vec![at_443(allow(of_b())), at_443(deny(of_b()))], &far()), "the one port is taken away again");
     assert!(!away(vec![], &peer(FAR, Some("uid-gone"))), "who is not known may be so in a newer directory");
 }
 
@@ -207,6 +209,16 @@ proptest! {
             let denials: Vec<Policy> =
                 policies.iter().filter(|policy| policy.effect == Effect::Deny).cloned().collect();
             prop_assert!(is_own_pod || judged(denials, &who).is_err());
+        }
+    }
+
+    #[test]
+    fn who_is_turned_away_may_enter_at_no_port(policies in prop::collection::vec(any_policy(), 0..6)) {
+        let (all, web) = (with(policies), "uid-web".parse().unwrap());
+        for peer in [far(), near(), robot()] {
+            // Those that a policy may name, and one that none does.
+            let enters = |port| authorize_inbound(&all, &web, &peer, port).is_ok();
+            prop_assert_eq!(turned_away(&all, &web, &peer).is_none(), [80, 443, 8080, 1].into_iter().any(enters));
         }
     }
 }
