@@ -78,11 +78,11 @@ pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 
     tasks.spawn(keep_written(Arc::clone(&agents)));
     tasks.spawn(forget_evicted(Arc::clone(&agents), follower.subscribe()));
     tasks.spawn(keep_advancing(Arc::clone(&follower), Arc::clone(&agents)));
-    tasks.spawn(renew(Arc::clone(&tls), follower.subscribe(), SERVER_LIFE / 3, tls_config));
+    tasks.spawn(renew(Arc::clone(&tls), follower.subscribe(), SERVER_LIFE / 3, (|| (), tls_config)));
     tasks.spawn(warn_of_ends(follower.subscribe(), config.leaf_ttl));
     tasks.spawn(Polling::new(Arc::clone(&follower), config.federation.web_roots.clone()).run());
     if let Some(endpoint) = &config.federation.endpoint {
-        tasks.spawn(Serving::open(endpoint, Arc::clone(&follower)).await?.run());
+        tasks.spawn(Serving::open(endpoint, follower.subscribe()).await?.run());
     }
     let listen = |error| CaError::Listen(config.listen, error);
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;

@@ -21,36 +21,38 @@ const LOOK: Duration = Duration::from_secs(5);
 const SAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Something that was done, and is to be done again.
-pub(crate) struct Done {
+struct Done {
     at: SystemTime,
     again: Duration,
 }
 
 impl Done {
-    pub(crate) fn now(again: Duration) -> Self {
+    fn now(again: Duration) -> Self {
         Self { at: SystemTime::now(), again }
     }
 
     /// Whether it is time; also when the clock was set back behind the moment when it was done.
-    pub(crate) fn is_due(&self, now: SystemTime) -> bool {
+    fn is_due(&self, now: SystemTime) -> bool {
         now.duration_since(self.at).map_or(true, |age| age >= self.again)
     }
 }
 
-/// A server certificate in time, by `make`, and whenever the authority is another one. It is made anew after `again`.
-pub(crate) async fn renew(
+/// A server certificate in time, by `make`, and whenever the authority is another one or `of` says something else, which is what it is
+/// made of. It is made anew after `again`; what can't be made leaves the one before it.
+pub(crate) async fn renew<S: PartialEq>(
     tls: Arc<ArcSwap<ServerConfig>>,
     mut current: watch::Receiver<Arc<Current>>,
     again: Duration,
-    make: fn(&Authority) -> Result<ServerConfig, CaError>,
+    (of, make): (impl Fn() -> S, impl Fn(&Authority) -> Result<ServerConfig, CaError>),
 ) {
     let mut ticks = looks();
     let mut authority = Arc::clone(&current.borrow_and_update().authority);
-    let mut done = Some(Done::now(again));
+    let (mut made_of, mut done) = (of(), Some(Done::now(again)));
     loop {
         let Some(next) = next(&mut ticks, &mut current).await else { return };
-        if !Arc::ptr_eq(&next, &authority) {
-            (authority, done) = (next, None);
+        let now_of = of();
+        if !Arc::ptr_eq(&next, &authority) || now_of != made_of {
+            (authority, made_of, done) = (next, now_of, None);
         }
         if done.as_ref().is_some_and(|done| !done.is_due(SystemTime::now())) {
             continue;
@@ -60,7 +62,7 @@ pub(crate) async fn renew(
                 tls.store(Arc::new(next));
                 done = Some(Done::now(again));
             }
-            Err(error) => warn!(%error, "cannot renew the server's certificate; it is tried again"),
+            Err(error) => warn!(%error, "cannot renew a server's certificate; it is tried again"),
         }
     }
 }

@@ -27,6 +27,8 @@ use crate::token::{KeyHash, from_hex};
 const FILE: &str = "polls.json";
 /// Where a trust domain does not say how often.
 const USUAL: Duration = Duration::from_secs(300);
+/// After an answer that was true when it was asked for, and is not any more.
+const SOON: Duration = Duration::from_secs(3);
 const LEAST: Duration = Duration::from_secs(30);
 const MOST: Duration = Duration::from_secs(24 * 60 * 60);
 /// In characters: what the far end may make of an error.
@@ -154,8 +156,10 @@ impl Polling {
     }
 
     async fn went(&mut self, domain: &str, result: &Result<(), PollError>) {
-        let hint = self.follower.look().state.federation().get(domain).and_then(relations::Relation::refresh_hint);
-        let wait = interval(hint);
+        let hint =
+            look(&self.follower).await.state.federation().get(domain).and_then(relations::Relation::refresh_hint);
+        let is_outdated = matches!(result, Err(PollError::NotTaken(NotTaken::Outdated(_))));
+        let wait = if is_outdated { SOON } else { interval(hint) };
         if let Some(turn) = self.turns.get_mut(domain) {
             (turn.due, turn.is_asked) = (Instant::now() + wait, false);
         }
@@ -198,7 +202,7 @@ fn interval(hint: Option<u64>) -> Duration {
 /// Asks one trust domain's endpoint, and takes what it brings: if it is still asked for, and by the trust that it has proved itself
 /// under, when the answer is there.
 pub(crate) async fn poll(follower: &Arc<Follower>, web_roots: &std::path::Path, domain: &str) -> Result<(), PollError> {
-    let current = follower.look();
+    let current = look(follower).await;
     let unknown = || NotTaken::Unknown(domain.to_owned());
     let asked = current.state.federation().get(domain).ok_or_else(unknown)?.clone();
     let (url, proof, by) = match &asked.source {
@@ -215,9 +219,8 @@ pub(crate) async fn poll(follower: &Arc<Follower>, web_roots: &std::path::Path, 
     let taken = tokio::task::spawn_blocking(move || {
         let authority = Arc::clone(&follower.look().authority);
         let taken = follower.storage().change(|state| {
-            let stands = by.is_none_or(|by| by == ProvedBy::in_state(state, &authority, by.endpoint.clone()));
             let is_asked = state.federation().get(&domain) == Some(&asked);
-            if !stands || !is_asked {
+            if !is_asked || by.is_some_and(|by| !by.stands(state, &authority)) {
                 return Err(NotTaken::Outdated(domain.clone()));
             }
             state.federation_mut().take(&domain, &asked.source, &bundle)
@@ -232,8 +235,14 @@ pub(crate) async fn poll(follower: &Arc<Follower>, web_roots: &std::path::Path, 
     Ok(taken.await.map_err(gone)???)
 }
 
+/// Files are no work for the threads that carry connections.
+async fn look(follower: &Arc<Follower>) -> Arc<Current> {
+    let looking = Arc::clone(follower);
+    let looked = tokio::task::spawn_blocking(move || looking.look()).await;
+    looked.unwrap_or_else(|_| Arc::clone(&follower.subscribe().borrow()))
+}
+
 /// What an endpoint is judged by.
-#[derive(PartialEq)]
 struct ProvedBy {
     endpoint: SpiffeId,
     /// Its own trust domain's, and nobody else's.
@@ -244,6 +253,12 @@ struct ProvedBy {
 impl ProvedBy {
     fn of(current: &Current, endpoint: SpiffeId) -> Self {
         Self::in_state(&current.state, &current.authority, endpoint)
+    }
+
+    /// Whether that holds still: nothing of it was withdrawn, and no more keys are denied.
+    fn stands(&self, state: &State, authority: &Authority) -> bool {
+        let now = Self::in_state(state, authority, self.endpoint.clone());
+        now.anchors == self.anchors && now.denied.is_subset(&self.denied)
     }
 
     fn in_state(state: &State, authority: &Authority, endpoint: SpiffeId) -> Self {
@@ -268,7 +283,41 @@ impl ProvedBy {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::super::tests;
     use super::*;
+
+    #[test]
+    fn what_an_endpoint_proved_itself_by_stands_until_it_is_withdrawn() {
+        let folder = tempfile::tempdir().unwrap();
+        let follower = Follower::open(Storage::open(folder.path()).unwrap(), "a.test".parse().unwrap()).unwrap();
+        let current = follower.look();
+        let endpoint = || "spiffe://b.test/ca/bundle".parse().unwrap();
+        let by = || By { who: "test".to_owned(), since: 1 };
+        let mut state = current.state.clone();
+        let bundle = tests::bundle(1, &[tests::root("b")]);
+        state.federation_mut().add(&"b.test".parse().unwrap(), Source::File, Some(&bundle), by()).unwrap();
+        let proved = ProvedBy::in_state(&state, &current.authority, endpoint());
+        assert_eq!(proved.anchors, bundle.anchors);
+        let stands_with = |change: &dyn Fn(&mut State)| {
+            let mut state = state.clone();
+            change(&mut state);
+            proved.stands(&state, &current.authority)
+        };
+        let deny = |what: Denied| {
+            move |state: &mut State| {
+                let entry = Entry { what: what.clone(), reason: "test".into(), since: 1, by: "test".into() };
+                assert!(state.deny(entry).unwrap());
+            }
+        };
+        assert!(stands_with(&|_| ()));
+        assert!(stands_with(&deny(Denied::Pod("uid-web".into()))), "that is another matter");
+        assert!(!stands_with(&deny(Denied::Key("07".repeat(32)))));
+        assert!(!stands_with(&deny(Denied::Identity("spiffe://b.test/ca/bundle".into()))));
+        assert!(!stands_with(&deny(Denied::TrustDomain("b.test".into()))));
+        assert!(!stands_with(&|state| assert!(state.federation_mut().disable("b.test", by()).unwrap())));
+    }
 
     #[test]
     fn nobody_is_asked_without_a_pause_nor_forgotten() {

@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
@@ -20,6 +21,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls_pki_types::pem::PemObject as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
@@ -30,12 +32,12 @@ use super::bundle::Bundle;
 use super::settings::{Endpoint, Profile};
 use crate::CaError;
 use crate::authority::{Authority, Subject};
-use crate::current::{Current, Follower};
+use crate::current::Current;
 use crate::keys::Key;
 use crate::places::{Place, Places};
 use crate::stamp::Stamp;
 use crate::state_files;
-use crate::upkeep::Done;
+use crate::upkeep::renew;
 
 /// From the first byte of the handshake to the answer's last.
 const WHOLE: Duration = Duration::from_secs(10);
@@ -48,33 +50,31 @@ const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Serving {
     listener: TcpListener,
     endpoint: Endpoint,
-    follower: Arc<Follower>,
-    identity: Identity,
-}
-
-/// What the endpoint shows of itself, and what it was made of.
-struct Identity {
-    tls: Arc<ServerConfig>,
-    made: Done,
-    of: Made,
-}
-
-enum Made {
-    Authority(Arc<Authority>),
-    Files([Option<Stamp>; 2]),
+    current: watch::Receiver<Arc<Current>>,
+    tls: Arc<ArcSwap<ServerConfig>>,
 }
 
 impl Serving {
-    pub(crate) async fn open(endpoint: &Endpoint, follower: Arc<Follower>) -> Result<Self, CaError> {
-        let identity = Identity::new(&endpoint.profile, &follower.look())?;
+    pub(crate) async fn open(endpoint: &Endpoint, current: watch::Receiver<Arc<Current>>) -> Result<Self, CaError> {
+        let tls = tls(&endpoint.profile, &current.borrow().authority)?;
         let listener = TcpListener::bind(endpoint.listen).await;
         let listener = listener.map_err(|error| CaError::Listen(endpoint.listen, error))?;
         info!(listen = %endpoint.listen, path = endpoint.path, "the bundle endpoint serves");
-        Ok(Self { listener, endpoint: endpoint.clone(), follower, identity })
+        Ok(Self { listener, endpoint: endpoint.clone(), current, tls: Arc::new(ArcSwap::from_pointee(tls)) })
     }
 
     /// For as long as the CA runs.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(self) {
+        let profile = &self.endpoint.profile;
+        let source = (|| stamps_of(profile), |authority: &Authority| tls(profile, authority));
+        let renewed = renew(Arc::clone(&self.tls), self.current.clone(), LIFE / 3, source);
+        tokio::select! {
+            () = self.accept() => {}
+            () = renewed => {}
+        }
+    }
+
+    async fn accept(&self) {
         let places = Places::new(MOST, MOST_OF_ONE);
         loop {
             let Some(free) = places.free().await else { return };
@@ -90,49 +90,27 @@ impl Serving {
                 debug!(%peer, "too many ask for the bundle at once: closed");
                 continue;
             };
-            let current = self.follower.look();
-            self.renew(&current);
+            let current = Arc::clone(&self.current.borrow());
             let answer = Answer { path: self.endpoint.path.clone(), current };
-            tokio::spawn(answer.give(TlsAcceptor::from(Arc::clone(&self.identity.tls)), socket, place));
-        }
-    }
-
-    /// What it shows stays as it is if nothing newer can be had.
-    fn renew(&mut self, current: &Current) {
-        let is_old = match &self.identity.of {
-            Made::Authority(authority) => !Arc::ptr_eq(authority, &current.authority),
-            Made::Files(stamps) => *stamps != stamps_of(&self.endpoint.profile),
-        };
-        if !is_old && !self.identity.made.is_due(SystemTime::now()) {
-            return;
-        }
-        match Identity::new(&self.endpoint.profile, current) {
-            Ok(identity) => self.identity = identity,
-            Err(error) => warn!(%error, "cannot renew the bundle endpoint's certificate"),
+            tokio::spawn(answer.give(TlsAcceptor::from(self.tls.load_full()), socket, place));
         }
     }
 }
 
-impl Identity {
-    fn new(profile: &Profile, current: &Current) -> Result<Self, CaError> {
-        let (shown, of) = match profile {
-            Profile::HttpsSpiffe => (own(&current.authority)?, Made::Authority(Arc::clone(&current.authority))),
-            Profile::HttpsWeb { cert, key } => {
-                let stamps = stamps_of(profile);
-                (brought(cert, key)?, Made::Files(stamps))
-            }
-        };
-        let shown = Arc::new(SingleCertAndKey::from(shown));
-        let mut tls = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(|error| CaError::Crypto(error.to_string()))?
-            .with_no_client_auth()
-            .with_cert_resolver(shown);
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        tls.send_tls13_tickets = 0;
-        tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        Ok(Self { tls: Arc::new(tls), made: Done::now(LIFE / 3), of })
-    }
+fn tls(profile: &Profile, authority: &Authority) -> Result<ServerConfig, CaError> {
+    let shown = match profile {
+        Profile::HttpsSpiffe => own(authority)?,
+        Profile::HttpsWeb { cert, key } => brought(cert, key)?,
+    };
+    let mut tls = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(|error| CaError::Crypto(error.to_string()))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    tls.send_tls13_tickets = 0;
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(tls)
 }
 
 fn stamps_of(profile: &Profile) -> [Option<Stamp>; 2] {
