@@ -36,6 +36,9 @@ mod claims;
 pub mod config;
 mod connection;
 mod csr;
+#[cfg(test)]
+#[path = "../../fuzz/checks/csr.rs"]
+mod csr_check;
 mod current;
 pub mod deny;
 mod directory;

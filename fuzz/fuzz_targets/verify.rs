@@ -6,6 +6,7 @@
 mod secure {
     mod certificate;
     mod der;
+    mod path;
     mod provider;
     mod shape;
     mod trust;

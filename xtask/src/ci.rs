@@ -60,7 +60,17 @@ fn clippy() -> Done {
     let mut cargo = shell::cargo();
     cargo.args(["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]);
     shell::run(&mut cargo)?;
+    fuzz_clippy()?;
     kernel_clippy()
+}
+
+/// The fuzz targets share what is built already, and their linter needs no libFuzzer, thus no C++ compiler.
+fn fuzz_clippy() -> Done {
+    let target = shell::target();
+    let mut cargo = shell::cargo();
+    cargo.args(["clippy", "--quiet", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--all-targets"]);
+    cargo.env("CUSTOM_LIBFUZZER_PATH", target.join("no-libfuzzer.a")).arg("--target-dir").arg(target);
+    shell::run(cargo.args(["--", "-D", "warnings"]))
 }
 
 /// The kernel programs' target has no clippy of its own; it needs core's source, which Debian's toolchain lacks.

@@ -46,25 +46,31 @@ fn what_never_arrives_is_announced_until_its_socket_is_closed() {
     mesh.dual_stack(&[&web]);
     let _echo = Server::start(&web, "[::]:80".parse().unwrap(), |stream, _| traffic::echo(stream));
     let to = ["127.0.0.1:80".parse().unwrap(), "[::1]:80".parse().unwrap(), web.at(80), web.at6(80)];
-    let served = to.map(|to| traffic::connect(&web, to).unwrap());
+    // An answer tells that the server's end is made as well: the client's is, a moment before.
+    let served = to.map(|to| {
+        let mut stream = traffic::connect(&web, to).unwrap();
+        stream.write_all(b"made").unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+        stream
+    });
     assert_eq!(announced(&mesh, 80), 0, "what is established needs it no more");
     drop(served);
     drop_syns(&web);
     let waiting = to.map(|to| begin(&web, to));
-    assert_eq!(announced(&mesh, 80), waiting.len());
+    assert_eq!(announced(&mesh, 80), waiting.len(), "one that waits is announced");
     drop(waiting);
-    assert_eq!(announced(&mesh, 80), 0);
+    assert_eq!(announced(&mesh, 80), 0, "one that was given up is not");
     // Nobody listens there.
     for to in to {
         assert!(traffic::connect(&web, SocketAddr::new(to.ip(), 81)).is_err());
     }
-    assert_eq!(announced(&mesh, 81), 0);
+    assert_eq!(announced(&mesh, 81), 0, "one that was refused is not");
     // A socket that is aborted by a second connect, and one that leaves the pod.
     let again = begin(&web, web.at(80));
     again.connect(&"192.0.2.1:80".parse::<SocketAddr>().unwrap().into()).unwrap_err();
     drop(again);
     drop(begin(&web, "192.0.2.1:80".parse().unwrap()));
-    assert_eq!(announced(&mesh, 80), 0);
+    assert_eq!(announced(&mesh, 80), 0, "one that was dialled again, or leaves the pod, is not");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::identity::Standing;
 
+mod churn;
 mod orders;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);

@@ -381,6 +381,8 @@ async fn classical_peers_are_served_and_the_group_is_told() {
     let (_, ours) = two.served(Arc::new(foreign_client(Some(key), &[MLKEM768])), shake_to_the_end).await;
     let none = rustls::Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon);
     assert!(matches!(&ours, Err(HandshakeError::Tls(said)) if *said == none), "{:?}", ours.err());
+    let ours = two.dials(foreign_server(Arc::clone(&two.web.key), &[MLKEM768])).await;
+    assert!(matches!(&ours, Err(HandshakeError::Refused(_))), "{:?}", ours.err());
 }
 
 /// A hello of TLS 1.2 (RFC 5246 §7.4.1), in its record.
