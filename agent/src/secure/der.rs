@@ -134,7 +134,7 @@ fn is_bit_string(content: &[u8]) -> bool {
 
 /// It ends where an arc ends, and no arc begins with a zero digit. Nobody needs arcs of more than 32 bits, or first ones
 /// beyond 2.39, and not every parser reads them.
-fn is_object_identifier(content: &[u8]) -> bool {
+pub(super) fn is_object_identifier(content: &[u8]) -> bool {
     let [0..120, arcs @ ..] = content else { return false };
     let mut arc: Option<u32> = None;
     for byte in arcs {

@@ -2,13 +2,19 @@
 //!
 //! Parsers read the parts that they know, and some look at nothing behind them.
 
-use super::der::{BIT_STRING, BOOLEAN, INTEGER, OBJECT_IDENTIFIER, OCTET_STRING, SEQUENCE, SET, Value};
+use super::der::{
+    BIT_STRING, BOOLEAN, INTEGER, OBJECT_IDENTIFIER, OCTET_STRING, SEQUENCE, SET, Value, is_object_identifier,
+};
 
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
 const OTHER_NAME: u8 = 0xa0;
+const MAIL_NAME: u8 = 0x81;
+const DNS_NAME: u8 = 0x82;
 const DIRECTORY_NAME: u8 = 0xa4;
-const EDI_PARTY_NAME: u8 = 0xa5;
+const URI: u8 = 0x86;
+const ADDRESS: u8 = 0x87;
+const REGISTERED_ID: u8 = 0x88;
 
 /// `None` if there is a part too many, or too few, or one that is something else. Unique identifiers of issuer and subject,
 /// which nobody uses, and certificates without extensions, which nobody is known by, are refused too.
@@ -30,7 +36,7 @@ pub(super) fn certificate(der: &[u8]) -> Option<()> {
     all.parts(SEQUENCE)?.iter().try_for_each(extension)
 }
 
-/// What `SubjectAltName` holds. Names that are no values within are whatever their parser says.
+/// What `SubjectAltName` holds (RFC 5280 §4.2.1.6).
 pub(super) fn names(der: &[u8]) -> Option<()> {
     Value::read(der)?.0.parts(SEQUENCE)?.iter().try_for_each(|one| match one.tag {
         OTHER_NAME => {
@@ -43,9 +49,13 @@ pub(super) fn names(der: &[u8]) -> Option<()> {
             let [directory] = one.parts(DIRECTORY_NAME)?.try_into().ok()?;
             name(&directory)
         }
-        // Nobody has one, and not every parser reads it.
-        EDI_PARTY_NAME => None,
-        _ => Some(()),
+        // Whoever counts them says what a name that is no text counts as.
+        URI => Some(()),
+        MAIL_NAME | DNS_NAME => one.content.is_ascii().then_some(()),
+        ADDRESS => matches!(one.content.len(), 4 | 16).then_some(()),
+        REGISTERED_ID => is_object_identifier(one.content).then_some(()),
+        // X.400 and EDI names, which nobody has and not every parser reads, and what is written as no name is.
+        _ => None,
     })
 }
 
