@@ -6,7 +6,7 @@
 #![no_std]
 
 /// The version of every layout in this crate; a part of the pin path, so that no agent reads another layout's maps.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// The port on which every pod's agent accepts tunnels.
 pub const TUNNEL_PORT: u16 = 15008;
@@ -79,11 +79,12 @@ pub const PLAINTEXT_PORTS: usize = 16;
 /// How many bytes of a pod's UID the kernel keeps, NUL-padded.
 pub const UID_LEN: usize = 64;
 
-/// How many data plane threads one instance can have, each with its entry in `HEARTBEAT`.
+/// How many data plane threads one agent can have, each with its entry in `HEARTBEAT`.
 pub const MAX_THREADS: u32 = 64;
 
-/// The entry of `HEARTBEAT` behind those of the data plane threads: the agent's probe of itself.
-pub const PROBE_THREAD: u32 = MAX_THREADS;
+/// The entry of `HEARTBEAT` behind those of the data plane threads, which are those of two agents while one hands over to the
+/// other: the agent's probe of itself.
+pub const PROBE_THREAD: u32 = 2 * MAX_THREADS;
 
 /// How often a data plane thread writes the time into its entry of `HEARTBEAT`, in nanoseconds.
 pub const BEAT_NS: u64 = 500_000_000;

@@ -159,7 +159,8 @@ async fn agent(config: Config, taken: Option<Taken>) -> Result<(), AppError> {
         counts,
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = Workers::start(capture.hearts(threads), &plane).map_err(system("cannot start the data plane"))?;
+    let workers = capture.hearts(threads).and_then(|hearts| Workers::start(hearts, &plane));
+    let workers = workers.map_err(system("cannot start the data plane"))?;
     let looks = Looks { older: config.legacy.clone(), capture: config.watchdog };
     let mut enrolment = Enrolment::new(config.node.clone(), capture, workers, wanted, looks);
     let adopted = enrolment.adopt(&plane.directory(), predecessor.is_some());

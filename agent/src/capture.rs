@@ -286,9 +286,13 @@ impl Capture {
         self.maps.set_mesh(&wanted)
     }
 
-    /// What as many data plane threads beat with; no more than the kernel programs know threads.
-    pub fn hearts(&self, threads: usize) -> Vec<Heart> {
-        (0..agent_common::MAX_THREADS).take(threads).map(|thread| Heart::new(&self.maps, thread)).collect()
+    /// What as many data plane threads beat with; no more than the kernel programs know threads. None that the agent before
+    /// this one still beats with.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn hearts(&self, threads: usize) -> io::Result<Vec<Heart>> {
+        Heart::unused(&self.maps, threads)
     }
 
     /// What the kernel knows of the pod in this namespace, or an index that is free.

@@ -1,6 +1,6 @@
 //! The data plane's threads. Each runs a runtime of its own and owns its sockets: a connection never changes thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -33,7 +33,8 @@ pub const HANDSHAKES_END: Duration = Duration::from_secs(3);
 
 /// The threads, and which of them serves which pod.
 pub struct Workers {
-    threads: Vec<mpsc::Sender<Order>>,
+    /// By their entries in `HEARTBEAT`.
+    threads: BTreeMap<u32, mpsc::Sender<Order>>,
     serving: HashMap<PodUid, u32>,
 }
 
@@ -58,13 +59,15 @@ impl Workers {
     /// # Errors
     /// The system's, if a thread can't be made.
     pub fn start(hearts: Vec<Heart>, plane: &Plane) -> io::Result<Self> {
-        let mut threads = Vec::new();
-        for heart in hearts {
+        let mut threads = BTreeMap::new();
+        for (number, heart) in hearts.into_iter().enumerate() {
+            // A pod that it is about to serve is captured by somebody else until then, and must not be refused meanwhile.
+            heart.beat()?;
             let (orders, inbox) = mpsc::channel(ORDERS);
+            threads.insert(heart.thread(), orders);
             let plane = plane.clone();
-            let name = format!("plane-{}", heart.thread());
+            let name = format!("plane-{number}");
             thread::Builder::new().name(name).spawn(move || run(inbox, heart, plane))?;
-            threads.push(orders);
         }
         Ok(Self { threads, serving: HashMap::new() })
     }
@@ -72,7 +75,7 @@ impl Workers {
     /// The thread that a pod is to be served by: the one with the fewest pods.
     pub fn least_busy(&self) -> u32 {
         let load = |thread: &u32| self.serving.values().filter(|&busy| busy == thread).count();
-        (0..).take(self.threads.len()).min_by_key(load).unwrap_or(0)
+        self.threads.keys().copied().min_by_key(load).unwrap_or(0)
     }
 
     /// Opens the pod's listeners on this thread, which the kernel has been told of, and puts them into their slots.
@@ -109,7 +112,7 @@ impl Workers {
 
     /// Puts every listener back into its slot: a successor had its own there, and is gone.
     pub async fn return_all(&self) {
-        for (thread, _) in (0..).zip(&self.threads) {
+        for &thread in self.threads.keys() {
             if let Err(error) = self.ask(thread, Order::Return).await {
                 error!(thread, %error, "its listeners were not seen to return to their slots");
             }
@@ -118,7 +121,7 @@ impl Workers {
 
     /// Gives an order, and waits for the answer for [`ANSWER`]; not at all if one that was given before still waits.
     async fn ask<T>(&self, thread: u32, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> io::Result<T> {
-        let sender = self.threads.get(thread as usize).ok_or_else(thread_gone)?;
+        let sender = self.threads.get(&thread).ok_or_else(thread_gone)?;
         let is_silent = sender.capacity() < sender.max_capacity();
         let (answer, answered) = oneshot::channel();
         sender.try_send(order(answer)).map_err(|error| match error {
@@ -311,7 +314,7 @@ mod tests {
         let (orders, mut inbox) = mpsc::channel(ORDERS);
         let uids = ["one", "two"].map(|name| name.parse::<PodUid>().unwrap());
         let serving = uids.iter().map(|uid| (uid.clone(), 0)).collect();
-        let mut workers = Workers { threads: vec![orders], serving };
+        let mut workers = Workers { threads: BTreeMap::from([(0, orders)]), serving };
         let begun = tokio::time::Instant::now();
         workers.stop_all(Leave::Alone).await;
         assert_eq!(begun.elapsed(), ANSWER, "the second is not waited for");

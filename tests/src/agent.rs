@@ -161,6 +161,15 @@ impl Agent {
         old.must("the agent does not run")
     }
 
+    /// Starts another one, in this cgroup and with all capabilities, that is to take over from it, and returns the one from
+    /// before, which still serves.
+    #[track_caller]
+    pub fn begin_to_take_over(&mut self, world: &World, cgroup: &Cgroup) -> Process {
+        let mut command = cgroup.command(&self.node.namespace, mantle());
+        command.args(["agent", "--take-over", "--config"]).arg(self.config_path()).env("MANTLE_LOG", self.log);
+        self.process.replace(world.start(&self.process_name(), &mut command)).must("the agent does not run")
+    }
+
     /// Ends it by SIGKILL.
     #[track_caller]
     pub fn kill(&mut self) {

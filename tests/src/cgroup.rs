@@ -1,5 +1,6 @@
 //! Cgroups of a world, below the one real root.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,7 +51,7 @@ impl Cgroup {
     }
 
     /// `program` in this cgroup and in a namespace.
-    pub fn command(&self, namespace: &Namespace, program: &str) -> Command {
+    pub fn command(&self, namespace: &Namespace, program: impl AsRef<OsStr>) -> Command {
         let mut shell = namespace.command("sh");
         shell.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(self.entrance()).arg(program);
         shell

@@ -1,9 +1,11 @@
 //! What a data plane thread shows the kernel programs: that it lives.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_common::{MAX_THREADS, PROBE_THREAD};
 use nix::time::{ClockId, clock_gettime};
 
 use super::maps::Maps;
@@ -20,16 +22,27 @@ impl Heart {
     /// How often to beat.
     pub const PERIOD: Duration = Duration::from_nanos(agent_common::BEAT_NS);
 
-    pub(super) fn new(maps: &Arc<Maps>, thread: u32) -> Self {
-        Self { maps: Arc::clone(maps), thread }
+    /// One for each thread, in that half of the entries that nobody beats in: while an agent hands over, both are alive, and if
+    /// one of them hangs the other must not speak for it. An agent that drains beats no more.
+    pub(super) fn unused(maps: &Arc<Maps>, threads: usize) -> io::Result<Vec<Self>> {
+        let halves = [0..MAX_THREADS, MAX_THREADS..PROBE_THREAD];
+        let newest = |half: &Range<u32>| {
+            half.clone()
+                .map(|thread| maps.heartbeat(thread))
+                .try_fold(0, |newest, at| Ok::<_, io::Error>(at?.max(newest)))
+        };
+        let [first, second] = halves;
+        let unused = if newest(&first)? <= newest(&second)? { first } else { second };
+        Ok(unused.take(threads).map(|thread| Self { maps: Arc::clone(maps), thread }).collect())
     }
 
-    /// The thread's number.
+    /// The thread's entry.
     pub fn thread(&self) -> u32 {
         self.thread
     }
 
-    /// Says that the thread lives. To be called on that very thread, by a timer of its own runtime.
+    /// Says that the thread lives. To be called on that very thread, by a timer of its own runtime; and once before the thread
+    /// is there.
     ///
     /// # Errors
     /// The system's.

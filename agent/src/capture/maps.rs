@@ -225,6 +225,11 @@ impl Maps {
         lock(&self.heartbeat).set(thread, now, 0).map_err(io_error)
     }
 
+    /// When a data plane thread was alive last, likewise; 0 if none ever was.
+    pub(super) fn heartbeat(&self, thread: u32) -> io::Result<u64> {
+        lock(&self.heartbeat).get(&thread, 0).map_err(io_error)
+    }
+
     /// How often the kernel programs counted this since the pins were made.
     pub(super) fn count(&self, counter: Counter) -> io::Result<u64> {
         let values = self.counters.get(&(counter as u32), 0).map_err(io_error)?;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use agent_tests::tamper::Rewriter;
 use agent_tests::traffic::{self, Server};
 use agent_tests::{Capture, Fail, Mesh, Pod, Side, wait};
 use nix::sys::signal::Signal;
@@ -50,6 +51,35 @@ fn a_hung_agents_pods_are_refused_in_connect_and_served_when_it_goes_on() {
     assert!(echo.accepted() > accepted);
     exchange(&mut open);
     assert!(!wire.shows(SECRET));
+}
+
+/// The agent before it is alive and beats, but not for the pods that its successor has taken already.
+#[test]
+fn a_successor_that_hangs_before_it_has_taken_over_is_seen() {
+    let mut mesh = Mesh::start();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.strict_pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    // The successor's probes of its capture are led elsewhere: it does not say that it has taken over for a while.
+    let apart = mesh.world.cgroup("successor");
+    let thief = Rewriter::attach(Some(&apart), "192.0.0.8:0".parse().unwrap(), "127.0.0.1:9".parse().unwrap());
+    let served = |mesh: &Mesh| mesh.agents[0].said().matches(" serving ").count();
+    let before = served(&mesh);
+    let mut old = mesh.agents[0].begin_to_take_over(&mesh.world, &apart);
+    wait::until("the pod is the successor's", || (served(&mesh) > before).then_some(()));
+    assert_eq!(traffic::ask(&client, web.at(80), SECRET).unwrap(), SECRET, "the control");
+    mesh.agents[0].signal(Signal::SIGSTOP);
+    wait::until("the kernel sees that it hangs", || refused_at_once(&client, web.at(80)).then_some(()));
+    assert!(old.is_running() && !old.said().contains("the successor does not serve"), "it has not given up yet");
+    let mut wire = Capture::on(&client.namespace, "eth0");
+    assert!(refused_at_once(&client, web.at(80)), "and it stays so");
+    assert_eq!((wire.bytes_at(80), wire.connections_to(80)), (0, 0), "no plaintext, not even a SYN");
+    mesh.agents[0].kill();
+    wait::until("the one before serves again", || {
+        traffic::ask(&client, web.at(80), SECRET).is_ok_and(|answer| answer == SECRET).then_some(())
+    });
+    assert!(!wire.shows(SECRET));
+    drop(thief);
+    apart.remove();
 }
 
 #[test]
