@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use crate::failure::Must as _;
 use crate::world::Pod;
@@ -37,8 +38,11 @@ impl Load {
             thread::spawn(move || {
                 let mut failures = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
-                    if let Err(error) = ask(&pod, to, count, &done) {
-                        failures.push(format!("{} to {to}, one of {count}: {error}", pod.name));
+                    let (begun, mut asked) = (Instant::now(), Asked::default());
+                    if let Err(error) = ask(&pod, to, count, &done, &mut asked) {
+                        let after = begun.elapsed();
+                        failures
+                            .push(format!("{} to {to}, one of {count}, after {after:?}, {asked:?}: {error}", pod.name));
                     }
                 }
                 failures
@@ -69,8 +73,16 @@ impl Load {
     }
 }
 
-fn ask(pod: &Pod, to: SocketAddr, count: usize, done: &AtomicUsize) -> io::Result<()> {
+/// How far a connection came: by its port and the time, the agents' records and a dump of the sockets tell the rest.
+#[derive(Debug, Default)]
+struct Asked {
+    from: Option<SocketAddr>,
+    answered: usize,
+}
+
+fn ask(pod: &Pod, to: SocketAddr, count: usize, done: &AtomicUsize, asked: &mut Asked) -> io::Result<()> {
     let mut stream = traffic::connect(pod, to)?;
+    asked.from = Some(stream.local_addr()?);
     for _ in 0..count {
         stream.write_all(REQUEST)?;
         let mut answer = [0; REQUEST.len()];
@@ -78,6 +90,7 @@ fn ask(pod: &Pod, to: SocketAddr, count: usize, done: &AtomicUsize) -> io::Resul
         if answer != REQUEST {
             return Err(io::Error::other("another answer"));
         }
+        asked.answered += 1;
         done.fetch_add(1, Ordering::Relaxed);
     }
     stream.shutdown(Shutdown::Write)?;
