@@ -21,14 +21,16 @@ mod frame;
 mod instead;
 mod open;
 mod reason;
+mod record;
 
 pub use acceptor::{Acceptor, AcceptorEvent};
 pub use bind::{Bound, bind_open};
 pub use dialler::{Dialler, DiallerEvent};
-pub use frame::{Body, Frame, FrameType, Frames, HEADER, MAX_PAYLOAD, MAX_RECORD, Malformed};
+pub use frame::{Body, Frame, Frames};
 pub use instead::InsteadOf;
 pub use open::{ConnectionId, Extension, Extensions, Open};
 pub use reason::{RefuseReason, ResetReason};
+pub use record::{FrameType, HEADER, MAX_PAYLOAD, MAX_RECORD, Malformed};
 
 /// The protocol's name in TLS's application-layer protocol negotiation (RFC 7301).
 pub const ALPN: &[u8] = b"mantle/1";

@@ -19,6 +19,7 @@ mod counters;
 mod dial;
 mod heartbeat;
 mod hosted;
+mod kernel_map;
 mod links;
 mod listener;
 mod maps;

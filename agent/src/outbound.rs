@@ -25,6 +25,7 @@ use crate::report::{Direction, Party, Record};
 use crate::secure::Watch;
 
 mod doubt;
+mod former;
 mod mesh;
 mod plain;
 mod turns;

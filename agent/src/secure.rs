@@ -8,10 +8,12 @@ mod channel;
 mod client;
 mod credentials;
 mod der;
+mod ending;
 mod handshake;
 mod liveness;
 mod path;
 mod provider;
+mod refusal;
 mod session;
 mod shape;
 mod trust;
@@ -25,10 +27,11 @@ pub(crate) mod tests;
 #[path = "../../fuzz/checks/verify.rs"]
 mod verify_check;
 
-pub use channel::{Channel, ChannelError, Ending, Received};
+pub use channel::{Channel, Received};
 pub use client::{Client, ClientError};
 pub use credentials::{Credentials, CredentialsError, Terms};
+pub use ending::{ChannelError, Ending};
 pub use handshake::{HandshakeError, accept, connect};
 pub use liveness::{Path, Watch, has_vanished};
+pub use refusal::VerifyError;
 pub use trust::{Distrust, Ends, Trust, TrustError, Withdrawn};
-pub use verify::VerifyError;

@@ -8,6 +8,7 @@ mod secure {
     mod der;
     mod path;
     mod provider;
+    mod refusal;
     mod shape;
     mod trust;
     mod verify;

@@ -1,6 +1,5 @@
 //! The real agent of a node.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
@@ -9,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::binary::mantle;
 use crate::ca;
 use crate::cgroup::Cgroup;
 use crate::directory::Reader;
@@ -19,20 +19,6 @@ use crate::records::Records;
 use crate::status::Status;
 use crate::wait;
 use crate::world::{Node, Side, World};
-
-/// Where the built `mantle` is: `MANTLE_BIN`, or beside the running test.
-///
-/// # Panics
-/// If it is not there.
-pub fn mantle() -> PathBuf {
-    if let Some(told) = env::var_os("MANTLE_BIN") {
-        return PathBuf::from(told);
-    }
-    let own = env::current_exe().must("cannot tell which program this is");
-    let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join("mantle"));
-    let found = beside.into_iter().find(|path| path.is_file());
-    found.must("the tests run the real `mantle`: build it with `cargo build -p agent`, or set MANTLE_BIN")
-}
 
 /// What an agent logs when its predecessor has been told to go.
 const TOOK_OVER: &str = "took over";

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::agent::mantle;
+use crate::binary::mantle;
 use crate::directory::Reader;
 use crate::failure::Must as _;
 use crate::process::Process;

@@ -9,6 +9,7 @@
 //! Nothing here sleeps for something to happen: [`wait::until`] looks for it, up to a generous deadline.
 
 mod agent;
+mod binary;
 mod ca;
 mod capture;
 mod cgroup;
@@ -31,7 +32,8 @@ pub mod tamper;
 pub mod traffic;
 pub mod wait;
 
-pub use agent::{Agent, AgentSettings, mantle};
+pub use agent::{Agent, AgentSettings};
+pub use binary::mantle;
 pub use ca::Ca;
 pub use capture::{Capture, Segment};
 pub use cgroup::Cgroup;

@@ -5,8 +5,8 @@ use std::time::Instant;
 use crate::say::{self, Step};
 use crate::setup::For;
 use crate::shell::{self, Context as _, Done, Failure};
-use crate::test::{self, Count};
-use crate::{demo, setup, tidy};
+use crate::tally::Count;
+use crate::{demo, setup, test, tidy};
 
 /// A check, by the name under which its failure is told.
 struct Check {

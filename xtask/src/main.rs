@@ -10,11 +10,14 @@ mod client;
 mod demo;
 mod load;
 mod mesh;
+mod pins;
 mod say;
 mod setup;
 mod shell;
+mod tally;
 mod test;
 mod tidy;
+mod tiers;
 mod vm;
 mod world;
 
@@ -42,7 +45,7 @@ enum Command {
     /// Measure connections with and without Mantle, side by side (root).
     Bench(bench::Arguments),
     /// Run every check, tests and demo included; with a tier, only that tier's tests.
-    Test(test::Arguments),
+    Test(tiers::Arguments),
     /// Run every check, as CI does: `cargo xtask test` without a tier.
     Ci,
     /// Check the repository's own rules: imports, sizes, names, leftovers.
@@ -60,7 +63,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(&[For::Build, For::World, For::Programs, For::Checks]),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
-        Command::Test(arguments) => test::run(&arguments),
+        Command::Test(arguments) => tiers::run(&arguments),
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
         Command::Client(arguments) => client::run(&arguments),

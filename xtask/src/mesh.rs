@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::say;
+use crate::pins;
 use crate::shell::{self, Context as _, Done, Failure};
 use crate::world::namespace::Namespace;
 use crate::world::process::Process;
@@ -25,9 +25,6 @@ const SOON: Duration = Duration::from_secs(15);
 
 /// What an agent logs when its predecessor has been told to go.
 const TOOK_OVER: &str = "took over";
-
-/// The file in a world's folder that says which `mantle` runs there.
-const BINARY: &str = "mantle-binary";
 
 /// The CA, the agents, and the directory's two copies.
 pub(crate) struct Mesh {
@@ -64,11 +61,11 @@ impl Mesh {
     /// Writes every file that the CA and the agents of `nodes` need, with a directory that lists no pod.
     pub(crate) fn prepare(world: &World, mantle: PathBuf, nodes: [(&'static str, &Namespace); 2]) -> Done<Self> {
         let folder = world.folder().to_owned();
-        write(&folder.join(BINARY), &mantle.display().to_string())?;
+        write(&folder.join(pins::BINARY), &mantle.display().to_string())?;
         write(&folder.join("ca.yaml"), &config::ca(&folder))?;
         let mut agents = Vec::new();
         for (node, place) in nodes {
-            let instance = instance(&folder, node);
+            let instance = pins::instance(&folder, node);
             write(&folder.join(format!("agent-{node}.yaml")), &config::agent(&folder, node, &instance))?;
             agents.push(Agent { node, instance, place: place.clone(), process: None });
         }
@@ -190,36 +187,6 @@ impl Mesh {
         };
         self.agents.iter().map(text).collect::<Vec<_>>().join("\n")
     }
-}
-
-/// Takes away what the agents of the world in `folder` have pinned in the kernel.
-pub(crate) fn remove_kernel_state(folder: &Path) -> Done {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Ok(());
-    };
-    let mantle = fs::read_to_string(folder.join(BINARY)).unwrap_or_default();
-    for entry in entries {
-        let path = entry.context(folder.display())?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(node) = name.strip_prefix("agent-").and_then(|name| name.strip_suffix(".yaml")) else {
-            continue;
-        };
-        let cleaned = shell::output(Command::new(mantle.trim()).args(["agent", "cleanup", "--config"]).arg(&path));
-        // An agent that never came so far has nothing to clean; one whose program is gone leaves only its pins.
-        let pins = Path::new("/sys/fs/bpf/mantle").join(instance(folder, node));
-        if pins.exists() {
-            say::line(format!("`mantle agent cleanup` left {}: removed", pins.display()));
-            fs::remove_dir_all(&pins).context(pins.display())?;
-            cleaned?;
-        }
-    }
-    Ok(())
-}
-
-/// The instance of `node`'s agent in the world in `folder`: two worlds' agents are apart.
-fn instance(folder: &Path, node: &str) -> String {
-    let world = folder.file_name().unwrap_or_default().to_string_lossy();
-    format!("{}-{}", world.trim_start_matches("mantle-"), node.trim_start_matches("node-"))
 }
 
 fn place_command(place: &Namespace, program: &Path) -> Command {

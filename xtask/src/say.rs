@@ -1,10 +1,9 @@
 //! What the commands print, all in one place, so that every command speaks alike.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool's output")]
 
+use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
-
-use crate::shell::Failure;
 
 /// A piece of work that is announced when it begins, and timed.
 pub(crate) struct Step {
@@ -48,7 +47,7 @@ pub(crate) fn check(text: impl AsRef<str>) {
 }
 
 /// What ended the command.
-pub(crate) fn failure(failure: &Failure) {
+pub(crate) fn failure(failure: &dyn fmt::Display) {
     let _ = std::io::stdout().flush();
     eprintln!("{} {failure}", paint(Colour::Red, "failed:"));
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the tiers, and how many tests passed in all.
+//! The tiers of tests that cargo runs on this very machine.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -6,76 +6,12 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::setup::For;
 use crate::shell::{self, Context as _, Done, Failure};
-use crate::{build, ci, say, setup, vm};
+use crate::tally::{Count, result};
+use crate::{build, say};
 
 /// The package whose integration tests need the kernel.
 const KERNEL_TESTS: &str = "agent-tests";
-
-/// What to test.
-#[derive(clap::Args)]
-pub(crate) struct Arguments {
-    /// Only this tier's tests; without it every check that CI makes.
-    #[command(subcommand)]
-    tier: Option<Tier>,
-}
-
-/// A kind of tests, by what they need.
-#[derive(clap::Subcommand)]
-enum Tier {
-    /// Unit and property tests, no privileges.
-    Unit(Filter),
-    /// The real kernel programs between network namespaces: root.
-    Kernel(Filter),
-    /// The core of the kernel tests under Debian's packaged kernels, in virtual machines: root, and some minutes.
-    Vm(vm::Arguments),
-}
-
-/// Which tests.
-#[derive(clap::Args)]
-struct Filter {
-    /// Only tests whose name holds this text.
-    name: Option<String>,
-}
-
-/// How many tests passed and failed.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub(crate) struct Count {
-    pub(crate) passed: u64,
-    pub(crate) failed: u64,
-}
-
-impl Count {
-    /// Prints the line that sums up every test run before it.
-    pub(crate) fn say(self) {
-        say::plain(format!("\n{} passed, {} failed", self.passed, self.failed));
-    }
-
-    pub(crate) fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-    }
-}
-
-/// Runs the tests that were asked for.
-pub(crate) fn run(arguments: &Arguments) -> Done {
-    let mut count = Count::default();
-    let outcome = match &arguments.tier {
-        None => return ci::run(),
-        Some(Tier::Vm(arguments)) => return vm::run(arguments),
-        Some(Tier::Unit(filter)) => {
-            setup::run(&[For::Build])?;
-            unit(filter.name.as_deref(), &mut count)
-        }
-        Some(Tier::Kernel(filter)) => {
-            setup::run(&[For::Build, For::World, For::Programs])?;
-            kernel(filter.name.as_deref(), &mut count)
-        }
-    };
-    count.say();
-    outcome
-}
 
 /// Unit, property and documentation tests, in every crate.
 pub(crate) fn unit(filter: Option<&str>, count: &mut Count) -> Done {
@@ -135,27 +71,4 @@ fn counted(cargo: &mut Command, count: &mut Count) -> Done {
         return Ok(());
     }
     Err(Failure::new(format!("`{words}` ended with {status}")))
-}
-
-/// The numbers of a test runner's closing line.
-pub(crate) fn result(line: &str) -> Option<Count> {
-    let rest = line.trim().strip_prefix("test result: ")?;
-    let number = |name: &str| {
-        let before = rest.split(name).next()?.trim_end();
-        before.rsplit([' ', '.', ';']).next()?.parse().ok()
-    };
-    Some(Count { passed: number("passed")?, failed: number("failed")? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Count, result};
-
-    #[test]
-    fn reads_a_closing_line() {
-        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s";
-        assert_eq!(result(line), Some(Count { passed: 12, failed: 3 }));
-        assert_eq!(result("test tidy::names ... ok"), None);
-        assert_eq!(result("test result: nonsense"), None);
-    }
 }

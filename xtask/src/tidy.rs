@@ -3,12 +3,14 @@
 //! | rule | what it holds |
 //! |---|---|
 //! | [`imports`] | who may import whom: crates, the agent's modules, and the few doors to dangerous things |
+//! | [`circles`] | that no modules import each other in a circle |
 //! | [`sizes`] | how long a file or a function may be, and how many parameters it may take |
 //! | [`names`] | which words say nothing in a name |
 //! | [`leftovers`] | unfinished work, switched-off tests, paths of one machine |
 //!
 //! What a rule finds stands, or is in [`exceptions`] with its reason; an exception that nothing needs is an error.
 
+mod circles;
 mod exceptions;
 mod imports;
 mod leftovers;
@@ -29,7 +31,7 @@ use exceptions::{EXCEPTIONS, Exception};
 use source::Source;
 
 /// Where a rule does not hold.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
     /// The rule's name, as exceptions give it.
     rule: &'static str,
@@ -51,15 +53,21 @@ impl fmt::Display for Finding {
 
 /// Checks every file of the repository and tells all findings at once.
 pub(crate) fn run() -> Done {
-    let mut findings = Vec::new();
+    let (mut findings, mut named) = (Vec::new(), Vec::new());
     let files = files()?;
     for path in &files {
         // A file that is listed and gone, or is no text, has nothing to check.
         let Ok(text) = std::fs::read_to_string(shell::root().join(path)) else {
             continue;
         };
-        findings.extend(check(path, &text)?);
+        findings.extend(leftovers::check(path, &text));
+        if path.ends_with(".rs") {
+            let source = Source::parse(path, &text)?;
+            findings.extend(check(&source));
+            named.push((path.clone(), source.paths));
+        }
     }
+    findings.extend(circles::check(&named));
     let problems = judge(&findings, EXCEPTIONS);
     if problems.is_empty() {
         say::line(format!("{} files are tidy", files.len()));
@@ -68,16 +76,9 @@ pub(crate) fn run() -> Done {
     Err(Failure::new(format!("{} things are not tidy:\n{}", problems.len(), problems.join("\n"))))
 }
 
-/// Applies every rule to one file.
-fn check(path: &str, text: &str) -> Done<Vec<Finding>> {
-    let mut findings = leftovers::check(path, text);
-    if path.ends_with(".rs") {
-        let source = Source::parse(path, text)?;
-        findings.extend(imports::check(&source));
-        findings.extend(sizes::check(&source));
-        findings.extend(names::check(&source));
-    }
-    Ok(findings)
+/// Applies every rule to one file of code.
+fn check(source: &Source<'_>) -> Vec<Finding> {
+    [imports::check(source), sizes::check(source), names::check(source)].concat()
 }
 
 /// The findings that no exception covers, and the exceptions that cover nothing.

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::say;
 use crate::shell::{Context as _, Done, Failure};
+use crate::{pins, say};
 use namespace::Namespace;
 use process::Process;
 
@@ -139,7 +139,7 @@ fn sweep(name: &str) -> Done<bool> {
     for namespace in &namespaces {
         namespace.end_processes()?;
     }
-    crate::mesh::remove_kernel_state(&folder)?;
+    pins::remove(&folder)?;
     for namespace in namespaces {
         namespace.remove()?;
     }

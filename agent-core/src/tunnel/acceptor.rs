@@ -1,9 +1,10 @@
 //! The end of a tunnel that serves connections.
 
 use super::early::{Early, Late};
-use super::frame::{Body, Frame, FrameType, Frames, HEADER, data_header, put_bare, put_reason};
+use super::frame::{Body, Frame, Frames, data_header, put_bare, put_reason};
 use super::open::Open;
 use super::reason::{RefuseReason, ResetReason};
+use super::record::{FrameType, HEADER};
 use super::{End, Incoming, Misuse, Outgoing, Violation};
 
 /// The acceptor's end of one tunnel. ARCHITECTURE.md has its state diagram.

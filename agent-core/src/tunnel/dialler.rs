@@ -1,8 +1,9 @@
 //! The end of a tunnel that opens connections.
 
-use super::frame::{Body, Frame, FrameType, Frames, HEADER, data_header, put_bare, put_reason};
+use super::frame::{Body, Frame, Frames, data_header, put_bare, put_reason};
 use super::open::{ConnectionId, Open};
 use super::reason::{RefuseReason, ResetReason};
+use super::record::{FrameType, HEADER};
 use super::{End, Incoming, Misuse, Outgoing, Violation};
 
 /// The dialler's end of one tunnel. ARCHITECTURE.md has its state diagram.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::frame::{MAX_PAYLOAD, Malformed};
+use super::record::{MAX_PAYLOAD, Malformed};
 use crate::address::{ClientAddr, EndpointAddr};
 
 const ADDRESS: usize = 18;

@@ -7,7 +7,7 @@ use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError};
 
 use super::StartError;
-use super::maps::{absent_is_fine, io_error, take};
+use super::kernel_map::{absent_is_fine, io_error, take};
 
 /// `HOSTED`, an index of `NETNS`: an address → the cookie of the namespace that has it.
 pub(super) struct Hosted(HashMap<MapData, Addr, u64>);

@@ -13,10 +13,11 @@ use agent_common::{
 use agent_core::directory::MOST_PLAINTEXT_PORTS;
 use agent_core::identity::PodUid;
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 
 use super::StartError;
 use super::hosted::Hosted;
+use super::kernel_map::{absent_is_fine, io_error, take};
 
 /// `BPF_NOEXIST`: what is there is not written over.
 const NO_EXIST: u64 = 1;
@@ -303,15 +304,6 @@ pub(super) fn uid_bytes(uid: &PodUid) -> [u8; UID_LEN] {
     bytes
 }
 
-/// Takes a map out of a loaded object.
-pub(super) fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, StartError>
-where
-    M: TryFrom<Map, Error = MapError>,
-{
-    let map = object.take_map(name).ok_or(StartError::Map(name, MapError::KeyNotFound))?;
-    M::try_from(map).map_err(|error| StartError::Map(name, error))
-}
-
 fn remove_where<V: aya::Pod>(
     map: &mut HashMap<MapData, FlowKey, V>,
     stale: impl Fn(&FlowKey) -> bool,
@@ -321,18 +313,6 @@ fn remove_where<V: aya::Pod>(
         absent_is_fine(map.remove(&key))?;
     }
     Ok(())
-}
-
-pub(super) fn absent_is_fine(result: Result<(), MapError>) -> io::Result<()> {
-    match result {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(io_error(error)),
-    }
-}
-
-pub(super) fn io_error(error: MapError) -> io::Error {
-    if let MapError::SyscallError(error) = error { error.io_error } else { io::Error::other(error) }
 }
 
 // A panic while the lock was held can't have left a map half written: each call is one system call.

@@ -21,7 +21,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
-use super::maps::{take, uid_bytes};
+use super::kernel_map::take;
+use super::maps::uid_bytes;
 use super::netns::Namespace;
 use super::{Capture, StartError};
 

@@ -6,21 +6,15 @@
 use std::time::Duration;
 
 use agent_core::outcome::Close;
-use agent_core::tunnel::{Dialler, Extensions, InsteadOf, ResetReason};
+use agent_core::tunnel::{Dialler, InsteadOf};
 use tokio::time::{sleep, sleep_until};
 
+use super::former::Former;
 use super::mesh::{Leg, Way};
-use super::{Attempt, Fate, Flow};
+use super::{Attempt, Flow};
 use crate::failure::Failure;
-use crate::relay::{Early, Ended, Patience, PoolKey, Tunnel};
+use crate::relay::{Early, Patience, PoolKey, Tunnel};
 use crate::report::Record;
-
-/// The tunnel on which a connection was opened first, and given up.
-pub(super) struct Former {
-    instead: Option<InsteadOf>,
-    /// Something was said on it.
-    spoken: bool,
-}
 
 /// The path may have come back for both: a kernel delays an acknowledgement by so much.
 const GRACE: Duration = Duration::from_millis(50);
@@ -97,24 +91,6 @@ impl Flow<'_> {
     }
 }
 
-impl Former {
-    /// What later OPENs of the connection say.
-    pub(super) fn extensions(&self) -> Extensions<'_> {
-        self.instead.as_ref().map_or(Extensions::NONE, InsteadOf::extensions)
-    }
-
-    /// Whether the connection may begin anew, although it was accepted on the former tunnel: nothing was said there.
-    pub(super) fn is_no_matter(&self, ended: &Ended) -> bool {
-        !self.spoken && matches!(ended, Ended::ResetByPeer(ResetReason::Delivered))
-    }
-
-    /// Whether nothing that was said on the former tunnel has been delivered, whatever became of the connection since: nothing
-    /// was said, or an acceptor that had ended the former one first has refused.
-    pub(super) fn is_undone(&self, fate: &Fate) -> bool {
-        !self.spoken || matches!(fate, Ok(Ended::Refused(_)))
-    }
-}
-
 impl Leg {
     /// The same, without further doubts.
     fn goes_on(self) -> Self {
@@ -123,24 +99,5 @@ impl Leg {
 
     fn is_heard(&self) -> bool {
         self.patience.is_heard(&self.tunnel.channel)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use agent_core::outcome::Blame;
-    use agent_core::tunnel::RefuseReason;
-
-    use super::*;
-
-    #[test]
-    fn what_was_said_goes_to_another_endpoint_only_if_this_one_has_refused() {
-        let failure = || Failure::new(Close::TimedOut, Blame::Network, "no tunnel");
-        let fates: [Fate; 4] =
-            [Err(failure()), Ok(Ended::Repeat), Ok(Ended::TunnelLost), Ok(Ended::Refused(RefuseReason::Unreachable))];
-        for (fate, undone) in fates.iter().zip([false, false, false, true]) {
-            assert_eq!(Former { instead: None, spoken: true }.is_undone(fate), undone);
-            assert!(Former { instead: None, spoken: false }.is_undone(fate), "there is nothing to deliver twice");
-        }
     }
 }

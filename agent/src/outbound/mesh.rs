@@ -11,7 +11,7 @@ use agent_core::route::MeshRoute;
 use agent_core::tunnel::{ConnectionId, Dialler, Extensions, Open};
 use tokio::time::timeout;
 
-use super::doubt::Former;
+use super::former::Former;
 use super::{Attempt, Fate, Flow, Limit, Outbound};
 use crate::capture::Attached;
 use crate::failure::Failure;

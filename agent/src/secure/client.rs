@@ -14,9 +14,10 @@ use zeroize::Zeroize as _;
 
 use super::channel::Channel;
 use super::handshake::{HandshakeError, Own, connect_to};
+use super::refusal::VerifyError;
 use super::trust::{Trust, TrustError};
 use super::verifier::Expected;
-use super::verify::{Role, VerifyError, identity_of, verify};
+use super::verify::{Role, identity_of, verify};
 
 /// Why what a client was given can't be used.
 #[derive(Debug, Error)]

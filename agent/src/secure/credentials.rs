@@ -15,8 +15,9 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::refusal::VerifyError;
 use super::trust::Trust;
-use super::verify::{Leaf, Role, VerifyError, verify};
+use super::verify::{Leaf, Role, verify};
 
 /// Why a certificate that the CA gave us is not used.
 #[derive(Debug, Error)]

@@ -18,13 +18,14 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::channel::{Channel, ChannelError};
+use super::channel::Channel;
 use super::credentials::{Credentials, ForHandshake};
+use super::ending::ChannelError;
 use super::provider::provider;
+use super::refusal::VerifyError;
 use super::session::Session;
 use super::trust::Trust;
 use super::verifier::{Expected, Verifier};
-use super::verify::VerifyError;
 use super::wire::Wire;
 
 /// How long a handshake may take.

@@ -9,8 +9,8 @@ use rustls::pki_types::CertificateDer;
 use webpki::VerifiedPath;
 
 use super::certificate;
+use super::refusal::VerifyError;
 use super::trust::{Trust, key_hash};
-use super::verify::VerifyError;
 
 /// Judges each path that webpki finds: one that is refused sends it on to look for another.
 pub(super) struct PathJudge<'a> {

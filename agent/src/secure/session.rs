@@ -6,7 +6,7 @@ use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 
-use super::channel::ChannelError;
+use super::ending::ChannelError;
 
 /// What TLS 1.3 adds to a record (header, type, tag), and room for a key update that goes before it.
 const OVERHEAD: usize = 5 + 1 + 16 + 64;

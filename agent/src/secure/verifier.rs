@@ -11,8 +11,9 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
 
 use super::provider::algorithms;
+use super::refusal::VerifyError;
 use super::trust::Trust;
-use super::verify::{Leaf, Role, VerifyError, verify};
+use super::verify::{Leaf, Role, verify};
 
 /// Whom we expect at the far end.
 #[derive(Clone, Debug)]

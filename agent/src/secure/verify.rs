@@ -3,7 +3,6 @@
 //! webpki checks the path; the rest is here, because webpki ignores key usage and cannot count URI names.
 
 mod leaf;
-mod refusal;
 
 use std::sync::Arc;
 
@@ -15,9 +14,8 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use super::certificate;
 use super::path::PathJudge;
 use super::provider::algorithms;
+use super::refusal::VerifyError;
 use super::trust::Trust;
-
-pub use refusal::VerifyError;
 
 const MOST_INTERMEDIATES: usize = 5;
 const LONGEST_CERTIFICATE: usize = 8 * 1024;

@@ -8,7 +8,7 @@ use socket2::SockRef;
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
-use super::channel::{ChannelError, Ending};
+use super::ending::{ChannelError, Ending};
 use super::liveness::{self, Owed, Watch};
 use super::session::{Records, Session, Stand, Work};
 

@@ -1,11 +1,16 @@
 //! Each rule is shown to fail on what it forbids, and to pass what it does not.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use super::{Exception, Finding, check, judge};
+use super::source::Source;
+use super::{Exception, Finding, check, circles, judge, leftovers};
 
 /// The rules and items that are found in `text` as the file `path`.
 fn found(path: &str, text: &str) -> Vec<(&'static str, String)> {
-    check(path, text).unwrap().into_iter().map(|finding| (finding.rule, finding.item)).collect()
+    let mut findings = leftovers::check(path, text);
+    if path.ends_with(".rs") {
+        findings.extend(check(&Source::parse(path, text).unwrap()));
+    }
+    findings.into_iter().map(|finding| (finding.rule, finding.item)).collect()
 }
 
 fn one(rule: &'static str, item: &str) -> Vec<(&'static str, String)> {
@@ -138,5 +143,35 @@ fn an_exception_covers_its_finding_and_an_idle_one_is_a_problem() {
 
 #[test]
 fn what_is_not_rust_is_told_with_its_path() {
-    assert!(check("ca/src/lib.rs", "fn (").unwrap_err().to_string().starts_with("ca/src/lib.rs is not Rust"));
+    let unread = Source::parse("ca/src/lib.rs", "fn (").err().unwrap();
+    assert!(unread.to_string().starts_with("ca/src/lib.rs is not Rust"));
+}
+
+/// The circles of a crate of these files.
+fn circles_of(files: &[(&str, &str)]) -> Vec<String> {
+    let parse = |&(path, text): &(&str, &str)| (path.to_owned(), Source::parse(path, text).unwrap().paths);
+    circles::check(&files.iter().map(parse).collect::<Vec<_>>()).into_iter().map(|finding| finding.item).collect()
+}
+
+#[test]
+fn modules_beside_each_other_do_not_import_each_other() {
+    let (one, other) =
+        (("ca/src/one.rs", "use crate::other::Thing;"), ("ca/src/other.rs", "use super::one::{Part, Whole};"));
+    assert_eq!(circles_of(&[one, other]), ["one, other"]);
+    assert_eq!(circles_of(&[one, ("ca/src/other.rs", "use std::fs;")]), [""; 0]);
+    assert_eq!(circles_of(&[one, ("agent/src/other.rs", "use crate::one::Part;")]), [""; 0], "two crates");
+    let below = ("ca/src/other/below.rs", "fn f() { crate::third::go() }");
+    let third = ("ca/src/third.rs", "use crate::one;");
+    assert_eq!(circles_of(&[one, ("ca/src/other.rs", ""), below, third]), ["one, other, third"], "by way of others");
+    let test = ("ca/src/other.rs", "#[cfg(test)]\nmod tests { use crate::one::Part; }");
+    assert_eq!(circles_of(&[one, test]), [""; 0], "a test may");
+}
+
+#[test]
+fn a_module_and_what_it_holds_may_import_each_other() {
+    let files =
+        [("ca/src/one.rs", "use part::Part;"), ("ca/src/one/part.rs", "use super::Whole; use crate::one::Half;")];
+    assert_eq!(circles_of(&files), [""; 0]);
+    let inside = [("ca/src/one/a.rs", "use super::b::B;"), ("ca/src/one/b.rs", "use super::a::A;")];
+    assert_eq!(circles_of(&inside), ["a, b"], "but not two that it holds");
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use crate::say;
 use crate::shell::{self, Context as _, Done, Failure};
-use crate::test;
+use crate::tally;
 use crate::vm::initramfs;
 use crate::vm::kernel::Kernel;
 use crate::vm::outcome::{Outcome, Report};
@@ -94,7 +94,7 @@ impl<'a> Guest<'a> {
             if line.starts_with("test ") && line.contains(" ... ") {
                 say::line(&line);
             }
-            report.read(line, test::result);
+            report.read(line, tally::result);
         }
         let status = child.wait().context("cannot wait for qemu")?;
         let logs = format!("all of it: {}, {}", said.display(), console.display());

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::shell::{Done, Failure};
-use crate::test::Count;
+use crate::tally::Count;
 
 /// What the agent says when it refuses to start, before it lists what is missing.
 const REFUSAL: &str = "lacks what capture needs";
@@ -117,7 +117,7 @@ mod tests {
     fn outcome(text: &str, expected: Option<u64>) -> Outcome {
         let mut report = Report::default();
         for line in text.lines() {
-            report.read(line.to_owned(), crate::test::result);
+            report.read(line.to_owned(), crate::tally::result);
         }
         report.outcome(expected, "")
     }

@@ -5,7 +5,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::X509Certificate;
 
-use super::VerifyError;
+use super::super::refusal::VerifyError;
 
 /// RFC 5280 §4.1.2.2.
 const LONGEST_SERIAL: usize = 20;

@@ -4,7 +4,7 @@ use agent_core::deny::Denied;
 use agent_core::identity::{IdentityError, PodUid, SpiffeId, TrustDomain};
 use thiserror::Error;
 
-use super::super::certificate::Unreadable;
+use super::certificate::Unreadable;
 
 /// Why a certificate was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
