@@ -21,7 +21,7 @@ pub(crate) fn changed(before: &State, after: &State) {
     }
     let known: HashSet<&str> = before.grants().iter().map(|grant| grant.serial.as_str()).collect();
     for grant in after.grants().iter().filter(|grant| !known.contains(grant.serial.as_str())) {
-        let crate::outside::Grant { identity, serial, key, by, not_after, anchor } = grant;
+        let crate::state::grant::Grant { identity, serial, key, by, not_after, anchor } = grant;
         info!(target: "audit", anchor, serial, key, identity, by, not_after, "issued to a client that is no pod");
     }
     for (node, why) in after.quarantined() {

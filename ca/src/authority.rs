@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use self::generation::{Generation, Names};
 use crate::CaError;
 use crate::ends::{Ends, moment};
-use crate::rotation::Roots;
+use crate::state::roots::Roots;
 use crate::storage::{FIRST_START, StateStore as _, Storage};
 use crate::token::KeyHash;
 
@@ -79,7 +79,7 @@ impl Authority {
                     return Err(CaError::Damaged { path: storage.path(FIRST_START), what });
                 }
                 storage.write(FIRST_START, b"")?;
-                generation::create(storage, trust_domain, 1)?;
+                made::create(storage, trust_domain, 1)?;
                 storage.begin()?;
                 storage.remove(FIRST_START)?;
             }
@@ -104,7 +104,7 @@ impl Authority {
                 return Err(CaError::IsMade);
             }
             storage.write(FIRST_START, IMPORT)?;
-            let taken = generation::bring(storage, trust_domain, 1, brought);
+            let taken = made::bring(storage, trust_domain, 1, brought);
             match &taken {
                 Ok(()) => storage.begin()?,
                 // Half a CA would be none, and in the way of the next try.

@@ -7,9 +7,14 @@ use std::time::Duration;
 use agent_core::document::{Node, Problems, Section, interpret};
 use agent_core::identity::TrustDomain;
 
-use crate::federation::Settings;
-use crate::keys::Passphrase;
+use crate::CaError;
 use crate::limits::NodeLimit;
+use crate::passphrase::Passphrase;
+use crate::storage::Storage;
+
+pub(crate) mod federation;
+
+use self::federation::Settings;
 
 /// No certificate is asked for, or given, for less.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -45,6 +50,11 @@ impl Config {
     /// Every mistake, each with its place and its fix.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, Problems> {
         interpret(text, |root, problems| config(root, folder, problems))
+    }
+
+    /// The state directory, made if it is not there.
+    pub(crate) fn storage(&self) -> Result<Storage, CaError> {
+        Ok(Storage::open(&self.state_dir)?.under(self.key_passphrase.clone()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Other clusters: each has a trust domain and anchors of its own, and anchors are never pooled.
 //!
-//! `bundle` (over `json` and `anchor`) is the form in which bundles are exchanged, `relations` what the CA keeps of each other
-//! trust domain, `serving` our endpoint for others, `polling` (over `fetch`, `svid` and `url`) the client of theirs. Here is what an operator may ask, whether the CA runs or not.
+//! `serving` is our endpoint for others, `polling` (over `fetch`, `svid` and `url`) the client of theirs. Here is what an operator
+//! may ask, whether the CA runs or not.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,38 +11,29 @@ use agent_core::identity::{SpiffeId, TrustDomain};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
-use self::anchor::named_domains;
-use self::relations::NotTaken;
 use crate::CaError;
 use crate::authority::generation;
+use crate::bundle::anchor::named_domains;
 use crate::config::Config;
 use crate::current::anchors_sequence;
 use crate::operate::{existing, operator};
+use crate::state::relations::{NotTaken, Relation};
 use crate::state::{self, State};
 use crate::storage::{StateStore as _, Storage};
 
-mod anchor;
-mod bundle;
 mod fetch;
-mod json;
 pub(crate) mod polling;
-pub(crate) mod relations;
 pub(crate) mod serving;
-mod settings;
 mod svid;
 mod url;
 
 #[cfg(test)]
-#[path = "../../fuzz/checks/bundle.rs"]
-mod bundle_check;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-pub use self::anchor::AnchorError;
-pub use self::bundle::{Bundle, BundleError, EntryError};
 pub use self::polling::Poll;
-pub use self::relations::{By, Source};
-pub use self::settings::{Endpoint, Profile, Settings};
+pub use crate::bundle::{AnchorError, Bundle, BundleError, EntryError};
+pub use crate::config::federation::{Endpoint, Profile, Settings};
+pub use crate::state::relations::{By, Source};
 
 /// How often others are asked to look for a new bundle of ours.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -143,7 +134,7 @@ pub fn remove(config: &Config, domain: &TrustDomain) -> Result<(), CaError> {
 pub fn list(config: &Config) -> Result<Vec<Line>, CaError> {
     let storage = existing(config)?;
     let (state, mut polls) = (storage.state()?, polling::read(&storage)?);
-    let line = |(domain, relation): (&str, &relations::Relation)| Line {
+    let line = |(domain, relation): (&str, &Relation)| Line {
         trust_domain: domain.to_owned(),
         source: relation.source.clone(),
         sequence: relation.bundle.as_ref().and_then(|kept| kept.sequence),

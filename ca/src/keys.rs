@@ -1,7 +1,5 @@
 //! The CA's private keys as files: PKCS#8 in PEM, under a passphrase if the configuration names one (PBES2, RFC 8018).
 
-use std::path::PathBuf;
-
 use aws_lc_rs::rand::fill;
 use pkcs5::pbes2;
 use pkcs8::der::pem::LineEnding;
@@ -12,46 +10,12 @@ use tracing::info;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::CaError;
+use crate::passphrase::Passphrase;
 use crate::state_files;
 use crate::storage::Storage;
 
 const PLAIN: &str = "PRIVATE KEY";
 const ENCRYPTED: &str = "ENCRYPTED PRIVATE KEY";
-
-/// Where the passphrase of the CA's keys is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Passphrase {
-    /// A file, for its owner alone. A line break at its end does not belong to it.
-    File(PathBuf),
-    /// A variable of the environment.
-    Environment(String),
-}
-
-impl Passphrase {
-    fn read(&self) -> Result<Zeroizing<Vec<u8>>, CaError> {
-        let text = match self {
-            Self::File(path) => state_files::read_key(path)?,
-            Self::Environment(name) => {
-                use std::os::unix::ffi::OsStringExt as _;
-                std::env::var_os(name).map(|value| Zeroizing::new(value.into_vec()))
-            }
-        };
-        let mut text = text.unwrap_or_default();
-        while text.last().is_some_and(|last| b"\r\n".contains(last)) {
-            text.pop();
-        }
-        if text.is_empty() { Err(CaError::Passphrase(format!("there is none in {self}"))) } else { Ok(text) }
-    }
-}
-
-impl std::fmt::Display for Passphrase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "the file {}", path.display()),
-            Self::Environment(name) => write!(f, "the environment variable {name}"),
-        }
-    }
-}
 
 /// A private key that is wiped when it is dropped.
 pub(crate) struct Key(KeyPair);

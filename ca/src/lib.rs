@@ -8,12 +8,13 @@
 //! | [`issuing`], [`ends`] | another issuing CA under the same root, and when it is time for one |
 //! | `csr`, `claims` | what a certificate request must be, and whose key it is |
 //! | `limits`, `turns` | how much a node may ask for, how much is worked on at once, and whose turn it is |
-//! | `keys` | private keys as files, under a passphrase |
+//! | `keys`, `passphrase` | private keys as files, under a passphrase |
 //! | [`state_files`] | files that nobody else may change, and keys that nobody else may read |
 //! | `state`, `storage` | tokens, pinned node keys and what Watch tells: one writer at a time, under a file lock |
 //! | `current` | state and authority as they are, followed while the CA runs |
 //! | [`deny`] | the deny-list |
 //! | [`federation`] | other clusters: their bundles, and ours for them |
+//! | `bundle` | a trust domain's anchors in the form in which they are exchanged |
 //! | `agents`, `watching` | what the agents are told, and what they answered |
 //! | [`operate`] | what `mantle ca …` asks for, whether the CA runs or not |
 //! | [`outside`] | certificates for clients that are no pods |
@@ -32,6 +33,10 @@ use thiserror::Error;
 mod agents;
 mod audit;
 mod authority;
+mod bundle;
+#[cfg(test)]
+#[path = "../../fuzz/checks/bundle.rs"]
+mod bundle_check;
 mod claims;
 pub mod config;
 mod connection;
@@ -49,6 +54,7 @@ mod keys;
 mod limits;
 pub mod operate;
 pub mod outside;
+mod passphrase;
 mod peer;
 mod places;
 pub mod rotating;
@@ -65,9 +71,9 @@ mod upkeep;
 mod watching;
 
 pub use authority::Brought;
-pub use keys::Passphrase;
 pub use limits::NodeLimit;
-pub use rotation::Phase;
+pub use passphrase::Passphrase;
+pub use state::roots::Phase;
 
 /// The service's messages, client and server, generated from `proto/ca.proto`.
 #[expect(missing_docs, clippy::all, clippy::allow_attributes_without_reason, reason = "generated; see proto/ca.proto")]
@@ -145,7 +151,7 @@ pub enum CaError {
     NotDeniable(#[from] deny::NotDeniable),
     /// A trust domain's bundle can't be used.
     #[error(transparent)]
-    Bundle(#[from] federation::BundleError),
+    Bundle(#[from] bundle::BundleError),
     /// What was asked for may not be.
     #[error("{0}")]
     Refused(String),
@@ -174,7 +180,7 @@ pub async fn run(config: config::Config, stop: impl Future<Output = ()> + Send +
 /// # Errors
 /// [`CaError`].
 pub fn import(config: &config::Config, brought: &Brought) -> Result<(), CaError> {
-    authority::Authority::import(&storage::Storage::of(config)?, &config.trust_domain, brought)
+    authority::Authority::import(&config.storage()?, &config.trust_domain, brought)
 }
 
 /// Makes a join token for a node, good for one use. Works whether the CA runs or not.
@@ -185,7 +191,7 @@ pub fn create_token(config: &config::Config, node: &str, ttl: Duration) -> Resul
     if !token::is_node_name(node) {
         return Err(CaError::Node(node.to_owned()));
     }
-    let storage = storage::Storage::of(config)?;
+    let storage = config.storage()?;
     let authority = authority::Authority::open(&storage, &config.trust_domain)?;
     let token = token::JoinToken::generate(node, authority.root_key_hash());
     storage.change(|state| state.add_token(&token, ttl))?;

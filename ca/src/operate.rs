@@ -142,7 +142,7 @@ fn not_joined(node: &str) -> CaError {
 
 /// The state of a CA that was made before.
 pub(crate) fn existing(config: &Config) -> Result<Storage, CaError> {
-    let storage = Storage::of(config)?;
+    let storage = config.storage()?;
     if storage.has("state.json")? { Ok(storage) } else { Err(CaError::NoCa(config.state_dir.clone())) }
 }
 

@@ -8,13 +8,13 @@ use agent_core::identity::{SpiffeId, TrustDomain};
 use pkcs8::der::pem::{LineEnding, encode_string};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
-use serde::{Deserialize, Serialize};
 
 use crate::CaError;
 use crate::authority::{Authority, Subject};
 use crate::config::Config;
 use crate::csr::proved_key;
 use crate::operate::{existing, operator};
+use crate::state::grant::Grant;
 use crate::token::to_hex;
 
 /// Nobody renews it but an operator, and nobody takes it back but by the deny-list: not for ever.
@@ -33,22 +33,6 @@ pub struct Issued {
     pub serial: String,
     /// When it ends, in seconds since 1970.
     pub not_after: u64,
-}
-
-/// What the state keeps of it until it ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Grant {
-    pub(crate) identity: String,
-    pub(crate) serial: String,
-    /// SHA-256 of the key's SubjectPublicKeyInfo, in hex.
-    pub(crate) key: String,
-    /// In seconds since 1970.
-    pub(crate) not_after: u64,
-    /// Who asked for it.
-    pub(crate) by: String,
-    /// SHA-256 of the root's key that proves it, in hex.
-    pub(crate) anchor: String,
 }
 
 /// Gives a client that is no pod a certificate for the key of its request (PKCS#10, PEM or DER). Works whether the CA runs or
@@ -119,7 +103,6 @@ mod tests {
 
     use crate::deny::Denied;
     use crate::operate;
-    use crate::storage::Storage;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -127,7 +110,7 @@ mod tests {
     fn made(folder: &Path) -> Config {
         let text = "trust_domain: test.mantle\nlisten: 127.0.0.1:1\nstate_dir: state\ndirectory: directory.yaml\n";
         let config = Config::parse(text, folder).unwrap();
-        Authority::open(&Storage::of(&config).unwrap(), &config.trust_domain).unwrap();
+        Authority::open(&config.storage().unwrap(), &config.trust_domain).unwrap();
         config
     }
 
@@ -160,7 +143,7 @@ mod tests {
         assert!(names.critical, "RFC 5280 4.2.1.6: nothing else names it");
         let life = leaf.validity().not_after.timestamp() - time::OffsetDateTime::now_utc().unix_timestamp();
         assert!((86_000..=86_400).contains(&life), "{life}");
-        let state = Storage::of(&config).unwrap();
+        let state = config.storage().unwrap();
         let grants = crate::storage::StateStore::state(&state).unwrap().grants().to_vec();
         assert_eq!(grants.len(), 1);
         assert_eq!((&grants[0].serial, grants[0].not_after), (&issued.serial, issued.not_after));

@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::current::Follower;
 use crate::ends::{Ends, moment};
 use crate::operate::existing;
-use crate::rotation::{self, Abort, Advance, NotYet, Phase, Rotation, View, listed, told};
+use crate::rotation::{self, Abort, Advance, NotYet, View, listed, told};
+use crate::state::roots::{Phase, Rotation};
 use crate::state::{State, now};
 use crate::storage::{StateStore as _, Storage};
 

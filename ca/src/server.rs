@@ -41,7 +41,6 @@ use crate::peer::Caller;
 use crate::places::{Places, Source};
 use crate::rotating::keep_advancing;
 use crate::service::Service;
-use crate::storage::Storage;
 use crate::upkeep::{renew, warn_of_ends};
 use crate::wire::ca_server::CaServer;
 
@@ -68,7 +67,7 @@ const MOST_HEADERS: u32 = 8 * 1024;
 const STOP: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), CaError> {
-    let storage = Storage::of(&config)?;
+    let storage = config.storage()?;
     let directory = Arc::new(DirectoryFile::open(&config.directory, &config.trust_domain)?);
     let agents = Arc::new(Agents::open(&storage));
     let follower = Arc::new(Follower::open(storage, config.trust_domain.clone())?);

@@ -7,10 +7,15 @@ use agent_core::identity::SpiffeId;
 use serde::{Deserialize, Serialize};
 
 use crate::deny::{self, Denied};
-use crate::federation::relations::Relations;
-use crate::outside::Grant;
-use crate::rotation::{Order, Phase, Roots, Rotation};
 use crate::token::{JoinToken, KeyHash, from_hex, to_hex};
+
+pub(crate) mod grant;
+pub(crate) mod relations;
+pub(crate) mod roots;
+
+use self::grant::Grant;
+use self::relations::Relations;
+use self::roots::{Order, Phase, Roots, Rotation};
 
 /// Tokens that ended are forgotten after this; until then their use is refused with the right reason.
 const KEEP_SPENT: u64 = 24 * 60 * 60;

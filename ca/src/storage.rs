@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use crate::CaError;
-use crate::config::Config;
-use crate::keys::Passphrase;
+use crate::passphrase::Passphrase;
 use crate::stamp::Stamp;
 use crate::state::State;
 use crate::state_files::{self, StateError};
@@ -54,11 +53,6 @@ impl Storage {
     /// With keys under a passphrase.
     pub(crate) fn under(self, passphrase: Option<Passphrase>) -> Self {
         Self { passphrase, ..self }
-    }
-
-    /// The one of a configuration.
-    pub(crate) fn of(config: &Config) -> Result<Self, CaError> {
-        Ok(Self::open(&config.state_dir)?.under(config.key_passphrase.clone()))
     }
 
     /// Where the keys' passphrase is, if they are under one.

@@ -16,12 +16,11 @@ use time::OffsetDateTime;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::made::Made;
 use super::{crypto, serial};
 use crate::CaError;
 use crate::ends::Ends;
 use crate::keys::{self, Key};
-use crate::rotation::Roots;
+use crate::state::roots::Roots;
 use crate::storage::{FIRST_START, Storage};
 use crate::token::KeyHash;
 
@@ -108,21 +107,6 @@ pub(crate) fn remove(storage: &Storage, number: u32) -> Result<(), CaError> {
         }
     }
     Ok(())
-}
-
-/// Makes a root and an issuing CA.
-pub(crate) fn create(storage: &Storage, trust_domain: &TrustDomain, number: u32) -> Result<(), CaError> {
-    Made::generate(trust_domain, storage.passphrase())?.write(storage, number)
-}
-
-/// Takes what an operator brings, if it can be used.
-pub(crate) fn bring(
-    storage: &Storage,
-    trust_domain: &TrustDomain,
-    number: u32,
-    brought: &Brought,
-) -> Result<(), CaError> {
-    Made::bring(trust_domain, brought, storage.passphrase())?.write(storage, number)
 }
 
 pub(super) fn brought_wrong(path: &Path, what: String) -> CaError {

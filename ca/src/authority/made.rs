@@ -17,7 +17,8 @@ use super::generation::{
 use super::{BACKDATE, crypto};
 use crate::CaError;
 use crate::ends::moment;
-use crate::keys::{self, Key, Passphrase};
+use crate::keys::{self, Key};
+use crate::passphrase::Passphrase;
 use crate::storage::Storage;
 use crate::token::KeyHash;
 
@@ -113,6 +114,21 @@ impl Made {
     pub(crate) fn root_key_hash(&self) -> Result<KeyHash, CaError> {
         root_key_hash(&self.root)
     }
+}
+
+/// Makes a root and an issuing CA.
+pub(crate) fn create(storage: &Storage, trust_domain: &TrustDomain, number: u32) -> Result<(), CaError> {
+    Made::generate(trust_domain, storage.passphrase())?.write(storage, number)
+}
+
+/// Takes what an operator brings, if it can be used.
+pub(crate) fn bring(
+    storage: &Storage,
+    trust_domain: &TrustDomain,
+    number: u32,
+    brought: &Brought,
+) -> Result<(), CaError> {
+    Made::bring(trust_domain, brought, storage.passphrase())?.write(storage, number)
 }
 
 /// The one certificate of a file: what stands behind it would be dropped in silence.

@@ -24,9 +24,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::bundle::{Bundle, BundleError, LONGEST};
 use super::svid::EndpointVerifier;
 use super::url::Url;
+use crate::bundle::{Bundle, BundleError, LONGEST};
 use crate::token::KeyHash;
 
 /// From the dial to the last byte.

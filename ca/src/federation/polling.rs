@@ -13,13 +13,13 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
+use super::check_names;
 use super::fetch::{FetchError, Proof, fetch};
-use super::relations::{By, NotTaken, Relation, Source};
-use super::{check_names, relations};
 use crate::CaError;
 use crate::authority::Authority;
 use crate::current::{Current, Follower};
 use crate::deny::{Denied, Entry};
+use crate::state::relations::{self, By, NotTaken, Relation, Source};
 use crate::state::{self, State};
 use crate::storage::Storage;
 use crate::token::{KeyHash, from_hex};

@@ -28,10 +28,10 @@ use tracing::{debug, info, warn};
 use zeroize::Zeroize as _;
 
 use super::REFRESH;
-use super::bundle::Bundle;
-use super::settings::{Endpoint, Profile};
 use crate::CaError;
 use crate::authority::{Authority, Subject};
+use crate::bundle::Bundle;
+use crate::config::federation::{Endpoint, Profile};
 use crate::current::Current;
 use crate::keys::Key;
 use crate::places::{Place, Places};

@@ -10,9 +10,9 @@ use rcgen::{
 };
 use std::sync::OnceLock;
 
-use super::anchor::AnchorError;
-use super::bundle::{EntryError, LONGEST, MOST_ANCHORS};
 use super::*;
+use crate::bundle::{LONGEST, MOST_ANCHORS, anchor};
+use crate::bundle_check;
 
 pub(super) type Bend = fn(&mut CertificateParams);
 
@@ -26,7 +26,7 @@ pub(super) fn root_of(key: &KeyPair, name: &str, bend: Bend) -> CertificateDer<'
     params.self_signed(key).unwrap().der().clone()
 }
 
-pub(super) fn root(name: &str) -> CertificateDer<'static> {
+pub(crate) fn root(name: &str) -> CertificateDer<'static> {
     root_of(&KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap(), name, |_| ())
 }
 
@@ -40,7 +40,7 @@ fn roots() -> &'static [CertificateDer<'static>] {
     })
 }
 
-pub(super) fn bundle(sequence: u64, anchors: &[CertificateDer<'static>]) -> Bundle {
+pub(crate) fn bundle(sequence: u64, anchors: &[CertificateDer<'static>]) -> Bundle {
     Bundle::new(sequence, None, anchors.to_vec())
 }
 

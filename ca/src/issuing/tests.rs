@@ -25,7 +25,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let text = "trust_domain: test.mantle\nlisten: 127.0.0.1:1\nstate_dir: state\ndirectory: d.yaml\n";
         let config = Config::parse(text, folder.path()).unwrap();
-        let follower = Follower::open(Storage::of(&config).unwrap(), config.trust_domain.clone()).unwrap();
+        let follower = Follower::open(config.storage().unwrap(), config.trust_domain.clone()).unwrap();
         Self { folder, config, follower }
     }
 

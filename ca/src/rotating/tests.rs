@@ -30,7 +30,7 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
-        let storage = Storage::of(&config).unwrap();
+        let storage = config.storage().unwrap();
         let agents = Arc::new(Agents::open(&storage));
         let follower = Follower::open(storage, config.trust_domain.clone()).unwrap();
         let token = JoinToken::generate("node-a", [0; 32]);
@@ -240,7 +240,7 @@ fn a_removal_that_was_interrupted_is_made_up_for() {
     let world = World::new();
     world.start().unwrap();
     assert!(abort(&world.config, false).unwrap());
-    generation::create(world.follower.storage(), &world.config.trust_domain, 2).unwrap();
+    crate::authority::made::create(world.follower.storage(), &world.config.trust_domain, 2).unwrap();
     Follower::open(world.follower.storage().clone(), world.config.trust_domain.clone()).unwrap();
     assert!(!world.has(2));
 }
@@ -256,7 +256,7 @@ fn a_root_that_is_brought_must_be_another_one() {
     assert_eq!(world.status().phase, None);
     let folder = tempfile::tempdir().unwrap();
     let other = Storage::open(folder.path()).unwrap();
-    generation::create(&other, &world.config.trust_domain, 1).unwrap();
+    crate::authority::made::create(&other, &world.config.trust_domain, 1).unwrap();
     let brought = Brought {
         root: other.path("root.pem"),
         issuing_cert: other.path("issuing.pem"),

@@ -3,7 +3,7 @@
 use super::*;
 use std::time::Duration;
 
-use crate::token::JoinToken;
+use crate::token::{JoinToken, KeyHash, to_hex};
 
 const NOW: u64 = 1000;
 const OLD: KeyHash = [1; 32];
@@ -38,8 +38,8 @@ fn uses(said: &mut Nodes, node: &str, anchor: KeyHash, tunnels: u32) {
     said.get_mut(node).unwrap().anchors.insert(to_hex(&anchor), used);
 }
 
-fn grant(name: &str, anchor: KeyHash, not_after: u64) -> crate::outside::Grant {
-    crate::outside::Grant {
+fn grant(name: &str, anchor: KeyHash, not_after: u64) -> crate::state::grant::Grant {
+    crate::state::grant::Grant {
         identity: format!("spiffe://test.mantle/outside/{name}"),
         serial: "01".into(),
         key: to_hex(&[name.as_bytes()[0]; 32]),

@@ -107,7 +107,7 @@ async fn until<F: Future<Output = bool>>(is_so: impl Fn() -> F) {
 fn follower(folder: &Path) -> (Config, Arc<Follower>) {
     let text = "trust_domain: a.test\nlisten: 127.0.0.1:1\nstate_dir: state\ndirectory: d.yaml\n";
     let config = Config::parse(text, folder).unwrap();
-    let storage = Storage::of(&config).unwrap();
+    let storage = config.storage().unwrap();
     let follower = Follower::open(storage, config.trust_domain.clone()).unwrap();
     (config, Arc::new(follower))
 }

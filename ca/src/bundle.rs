@@ -10,8 +10,12 @@ use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::anchor::{self, AnchorError};
-use super::json::{self, Json};
+use self::json::Json;
+
+pub(crate) mod anchor;
+mod json;
+
+pub use self::anchor::AnchorError;
 
 /// In bytes, of the JSON.
 pub(crate) const LONGEST: usize = 256 * 1024;
@@ -169,6 +173,6 @@ fn entry(key: &Json) -> Result<Option<CertificateDer<'static>>, EntryError> {
 }
 
 /// As JWKs write bytes.
-pub(super) fn base64url(bytes: &[u8]) -> String {
+fn base64url(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }

@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use super::bundle::base64url;
+use super::base64url;
 
 /// The curves that we verify with, by the names that JWKs have for them, and the bytes of a coordinate.
 const CURVES: [(Oid<'static>, &str, usize); 3] =
@@ -39,7 +39,7 @@ pub enum AnchorError {
 }
 
 /// What a JWK says of the certificate's key, if the certificate may be an anchor.
-pub(super) fn jwk(certificate: &CertificateDer<'_>) -> Result<BTreeMap<&'static str, String>, AnchorError> {
+pub(crate) fn jwk(certificate: &CertificateDer<'_>) -> Result<BTreeMap<&'static str, String>, AnchorError> {
     let (rest, parsed) = X509Certificate::from_der(certificate).map_err(|_| AnchorError::Malformed)?;
     if !rest.is_empty() || parsed.extensions_map().is_err() {
         return Err(AnchorError::Malformed);
@@ -80,7 +80,7 @@ fn key(key: &SubjectPublicKeyInfo<'_>) -> Option<Vec<(&'static str, String)>> {
 }
 
 /// The trust domains that an anchor names, as `spiffe://…`. Others than its own: somebody has mixed up two bundles.
-pub(super) fn named_domains(certificate: &CertificateDer<'_>) -> Vec<String> {
+pub(crate) fn named_domains(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
     let names = parsed.subject_alternative_name().ok().flatten();
     let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();

@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::bundle::Bundle;
+use crate::bundle::Bundle;
 use crate::wire;
 
 /// Every agent has the anchors of all in memory.
