@@ -21,8 +21,8 @@ use crate::counts::Counts;
 use crate::directory::{Counted, Report, Source, SourceError, StatusFile, TrustStatus};
 use crate::drain::{self, Drained};
 use crate::enrolment::{Enrolment, Looks};
-use crate::handover::{self, Door, HandOverError, Inheritance, Predecessor, Successor, Taken};
-use crate::identity::{self, Identity, IdentityError, Watched};
+use crate::handover::{Door, HandOverError, Inheritance, Predecessor, Successor, Taken};
+use crate::identity::{self, Identity, IdentityError, NO_ENTRY, Watched};
 use crate::legacy::Look;
 use crate::plane::Plane;
 use crate::report::{RecordError, Writer};
@@ -30,6 +30,7 @@ use crate::worker::{HANDSHAKES_END, Leave, Workers};
 
 mod process;
 
+pub use crate::handover::Start;
 pub(crate) use process::{Stop, harden, raise_descriptors, start_log};
 
 /// How long the first pods have to serve before the agent that hands over is told to go.
@@ -96,19 +97,18 @@ pub fn say(line: &dyn fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// `mantle agent`: runs until SIGTERM or SIGINT, or until another agent takes over, then drains. With `take_over` it takes
-/// over from the one that runs.
+/// `mantle agent`: runs until SIGTERM or SIGINT, or until another agent takes over, then drains.
 ///
 /// # Errors
 /// [`AppError`].
-pub fn run_agent(path: &Path, take_over: bool) -> Result<(), AppError> {
+pub fn run_agent(path: &Path, start: Start) -> Result<(), AppError> {
     let config = agent_config(path)?;
     start_log();
     harden().map_err(system("cannot make the process non-dumpable"))?;
     raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(system("cannot start the runtime"))?;
-    let taken = take_over.then(|| handover::take(&socket(&config))).transpose()?;
+    let taken = start.take(&socket(&config))?;
     runtime.block_on(agent(config, taken))
 }
 
@@ -119,10 +119,11 @@ pub fn run_agent(path: &Path, take_over: bool) -> Result<(), AppError> {
 pub fn clean_up(path: &Path) -> Result<(), AppError> {
     let config = agent_config(path)?;
     let removed = Capture::clean_up(&config.capture, &own_namespaces(&config))?;
-    say(&format!(
-        "removed {removed} pins of instance {}; its pods are left alone from now on",
-        config.capture.instance
-    ));
+    let instance = &config.capture.instance;
+    match removed {
+        0 => say(&format!("nothing of instance {instance} is pinned: there was nothing to remove")),
+        _ => say(&format!("removed {removed} pins of instance {instance}; its pods are left alone from now on")),
+    }
     Ok(())
 }
 
@@ -320,7 +321,8 @@ impl Duty {
 
     fn trust(&self) -> TrustStatus {
         let watched = self.identity.watched().borrow().clone();
-        let Watched { connected, since, skew_ms, problem } = watched;
+        let Watched { connected, since, skew_ms, problem, turned_away } = watched;
+        let problem = problem.map(|problem| if turned_away { format!("{problem}: {NO_ENTRY}") } else { problem });
         TrustStatus { sequence: self.plane.trust().sequence(), connected, since, skew_ms, problem }
     }
 

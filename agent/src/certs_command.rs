@@ -32,7 +32,8 @@ pub fn run(certs: &Certs) -> Result<(), AppError> {
         return print(&text.trim_end());
     }
     if !told.ca_connected {
-        app::say(&"mantle: the agent has no connection to the CA: changes of trust are not known until it is back");
+        let why = told.ca_problem.as_deref().unwrap_or("it has not answered yet");
+        app::say(&format!("mantle: the CA does not tell the agent of changes of trust: {why}"));
     }
     if told.certificates.is_empty() {
         return print(&format!("agent {} has no pods: the directory lists none on node {}", told.instance, told.node));

@@ -185,9 +185,10 @@ async fn follow(mut file: DirectoryFile, mut watcher: Watcher, Told { directory,
             Ok(Some(next)) => {
                 info!(revision = next.revision(), "took up a new directory");
                 report_conflicts(&next);
+                let ambiguous = ambiguous(&current, &next);
                 text.send_replace(file.text.as_str().into());
                 directory.send_replace(Arc::new(next));
-                problem.send_replace(None)
+                problem.send_replace(ambiguous)
             }
             Err(error) => {
                 warn!(%error, revision = current.revision(), "the directory file changes nothing");
@@ -197,6 +198,19 @@ async fn follow(mut file: DirectoryFile, mut watcher: Watcher, Told { directory,
         };
         unreadable &= problem.borrow().is_some();
     }
+}
+
+/// What is wrong with a revision that did not go up. The directory is in force all the same: whom it withdraws must not stay.
+fn ambiguous(before: &Directory, after: &Directory) -> Option<String> {
+    let (was, is) = (before.revision(), after.revision());
+    (is <= was).then(|| {
+        let text = format!(
+            "the directory has changed, but its `revision` did not go up ({was}, now {is}): it is in force, and nobody can tell by the \
+             revision which agents have it; make it higher with each change"
+        );
+        warn!("{text}");
+        text
+    })
 }
 
 fn report_conflicts(directory: &Directory) {

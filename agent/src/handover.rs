@@ -43,7 +43,7 @@ const SERVING: u8 = b'S';
 #[derive(Debug, Error)]
 pub enum HandOverError {
     /// There is no agent to take over from.
-    #[error("no agent answers at {}: start without `--take-over`", .0.display())]
+    #[error("no agent answers at {}: start without `--take-over`, or with `--or-start` as well", .0.display())]
     Nobody(PathBuf),
     /// The other agent does not hand over.
     #[error("the agent that runs does not hand over: {0}")]
@@ -78,11 +78,38 @@ pub struct Taken {
     pub predecessor: Predecessor,
 }
 
+/// Whether an agent takes over from the one that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// No: none runs.
+    Anew,
+    /// Yes.
+    TakeOver,
+    /// If one runs.
+    TakeOverOrAnew,
+}
+
+impl Start {
+    /// What is taken over at this socket, if something is.
+    ///
+    /// # Errors
+    /// [`HandOverError`]; the other agent goes on as before.
+    pub fn take(self, socket: &Path) -> Result<Option<Taken>, HandOverError> {
+        if self == Self::Anew {
+            return Ok(None);
+        }
+        match take(socket) {
+            Err(HandOverError::Nobody(_)) if self == Self::TakeOverOrAnew => Ok(None),
+            taken => taken.map(Some),
+        }
+    }
+}
+
 /// Asks the agent at this socket for its inheritance. It goes on serving until it is told to go.
 ///
 /// # Errors
 /// [`HandOverError`]; the other agent goes on as before.
-pub fn take(socket: &Path) -> Result<Taken, HandOverError> {
+fn take(socket: &Path) -> Result<Taken, HandOverError> {
     let mut stream = UnixStream::connect(socket).map_err(|_| HandOverError::Nobody(socket.to_owned()))?;
     stream.set_read_timeout(Some(STEP))?;
     stream.set_write_timeout(Some(STEP))?;

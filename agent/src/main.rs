@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use agent::{app, ca_commands, certs_command, connect};
+use agent::app::{self, Start};
+use agent::{ca_commands, certs_command, connect};
 use clap::{Args, Parser, Subcommand};
 
 /// Mutual TLS for every pod: no sidecar, no iptables, no change to the application.
@@ -35,6 +36,9 @@ struct Agent {
     /// Take over from the agent that runs as this instance, while connections go on: it ends when it has drained.
     #[arg(long)]
     take_over: bool,
+    /// With `--take-over`: if no agent runs as this instance, start anew. So one unit file serves for both.
+    #[arg(long, requires = "take_over")]
+    or_start: bool,
     #[command(subcommand)]
     action: Option<AgentAction>,
 }
@@ -54,8 +58,13 @@ fn main() -> ExitCode {
         Part::Agent(Agent { action: Some(AgentAction::Cleanup { config }), .. }) => {
             app::clean_up(&config).map_err(Into::into)
         }
-        Part::Agent(Agent { config, take_over, .. }) => {
-            app::run_agent(&config.unwrap_or_default(), take_over).map_err(Into::into)
+        Part::Agent(Agent { config, take_over, or_start, .. }) => {
+            let start = match (take_over, or_start) {
+                (false, _) => Start::Anew,
+                (true, false) => Start::TakeOver,
+                (true, true) => Start::TakeOverOrAnew,
+            };
+            app::run_agent(&config.unwrap_or_default(), start).map_err(Into::into)
         }
         Part::Ca(ca) => ca_commands::run(ca).map_err(Into::into),
         Part::Certs(certs) => certs_command::run(&certs).map_err(Into::into),

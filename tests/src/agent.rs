@@ -147,6 +147,13 @@ impl Agent {
         old.must("the agent does not run")
     }
 
+    /// Starts it so that it takes over from the one that runs, if one does; returns that one.
+    pub fn take_over_or_start(&mut self, world: &World) -> Option<Process> {
+        let mut command = self.command(&["--take-over", "--or-start"]);
+        command.env("MANTLE_LOG", self.log);
+        self.process.replace(world.start(&self.process_name(), &mut command))
+    }
+
     /// Starts another one, in this cgroup and with all capabilities, that is to take over from it, and returns the one from
     /// before, which still serves.
     #[track_caller]

@@ -6,7 +6,7 @@ use agent_core::identity::{Hex, PodUid};
 use serde::{Deserialize, Serialize};
 
 use super::View;
-use crate::identity::{Standing, Watched};
+use crate::identity::{NO_ENTRY, Standing, Watched};
 
 /// What an agent tells of its certificates.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ pub struct Certs {
     pub ready: bool,
     /// Whether the CA would tell it of a change of trust now.
     pub ca_connected: bool,
+    /// Why not, or what of its last word is not in force.
+    pub ca_problem: Option<String>,
     /// The CA's sequence of trust that is in force; 0 before the CA has said anything.
     pub trust_sequence: u64,
     /// By identity, then pod.
@@ -92,6 +94,7 @@ pub(super) fn certs(view: &View) -> Certs {
         node: view.node.clone(),
         ready: *view.ready.borrow(),
         ca_connected: watched.connected,
+        ca_problem: watched.problem.clone(),
         trust_sequence: view.trust.borrow().sequence(),
         certificates,
     }
@@ -114,6 +117,8 @@ fn advise(row: &mut Row, watched: &Watched, view: &View) {
     }
     row.advice = Some(if row.state == "denied" {
         "an operator or the CA denies it: see `mantle ca deny list` and `mantle ca node list` there".to_owned()
+    } else if watched.turned_away {
+        NO_ENTRY.to_owned()
     } else if !watched.connected {
         format!("see that the CA runs, that this node reaches it at {}, and that both clocks are right", view.ca)
     } else {

@@ -33,6 +33,16 @@ async fn changes_are_taken_up_and_mistakes_change_nothing() {
     std::fs::rename(&next, &path).unwrap();
     directory.wait_for(|directory| directory.revision() == 3).await.unwrap();
     problem.wait_for(Option::is_none).await.unwrap();
+
+    // In force, but nobody can tell by its number.
+    for revision in [3, 2] {
+        std::fs::write(&path, ONE.replace("revision: 1", &format!("revision: {revision}\n# {revision}"))).unwrap();
+        let wanted = format!("(3, now {revision})");
+        problem.wait_for(|told| told.as_ref().is_some_and(|told| told.contains(&wanted))).await.unwrap();
+        assert_eq!(directory.borrow().revision(), revision);
+    }
+    std::fs::write(&path, ONE.replace("revision: 1", "revision: 4")).unwrap();
+    problem.wait_for(Option::is_none).await.unwrap();
 }
 
 #[tokio::test]

@@ -36,6 +36,8 @@ pub(super) struct Client {
     place: CaPlace,
     node: Node,
     session: Option<Session>,
+    /// The CA was reached last, and did not let this node in.
+    is_turned_away: bool,
     counts: Counts,
 }
 
@@ -65,12 +67,17 @@ impl Client {
             trust_domain: config.trust_domain.clone(),
             roots: node.roots.clone(),
         };
-        Self { place, node, session: None, counts: counts.clone() }
+        Self { place, node, session: None, is_turned_away: false, counts: counts.clone() }
     }
 
     /// Where its calls are counted.
     pub(super) fn counts(&self) -> &Counts {
         &self.counts
+    }
+
+    /// Whether the CA was reached last, and did not let this node in: by its key, or by the token that it had.
+    pub(super) fn is_turned_away(&self) -> bool {
+        self.is_turned_away
     }
 
     /// By which roots the CA is known.
@@ -116,6 +123,7 @@ impl Client {
                 Err(error) => debug!(error, "cannot attest as an agent"),
             }
         }
+        self.is_turned_away = false;
         let client = dial(&self.place, &self.counts, None).await?;
         self.attest_over(client).await
     }
@@ -137,7 +145,12 @@ impl Client {
             csr,
         };
         let answer = client.attest(request).await;
-        let answer = self.counted("attest", answer).map_err(words)?.into_inner();
+        let answer = self.counted("attest", answer);
+        self.is_turned_away = answer.as_ref().is_err_and(|status| status.code() == Code::PermissionDenied);
+        if self.is_turned_away {
+            self.node.turned_away();
+        }
+        let answer = answer.map_err(words)?.into_inner();
         let chain = answer.chain.into_iter().map(CertificateDer::from).collect();
         let certificate = AgentCertificate::new(chain, key).ok_or("the CA's answer has no certificate")?;
         self.node.joined();
@@ -257,6 +270,29 @@ mod tests {
         let error = ask(&mut client).await.unwrap_err();
         assert!(error.contains("does not attest this node"), "{error}");
         assert!(client.session.is_none());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_node_that_was_evicted_is_let_in_by_a_token_that_is_brought_while_it_runs() {
+        let mut ca = TestCa::start().await;
+        let mut client = due(&ca).await;
+        assert!(!client.is_turned_away());
+        ca.stop().await;
+        ca::operate::evict(&ca.config, "node-a").unwrap();
+        client.failed();
+        client.session = None;
+        ask(&mut client).await.unwrap_err();
+        assert!(!client.is_turned_away(), "nobody was reached");
+        ca.run().await;
+        for again in ["the spent token", "and once more"] {
+            let error = ask(&mut client).await.unwrap_err();
+            assert!(error.contains("does not attest this node") && client.is_turned_away(), "{again}: {error}");
+        }
+        std::fs::write(client.node.token_file.as_ref().unwrap(), ca.token("node-a")).unwrap();
+        // The attempt that finds it, and the one that is made with it.
+        ask(&mut client).await.unwrap_err();
+        ask(&mut client).await.unwrap();
+        assert!(!client.is_turned_away());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -24,7 +24,7 @@ pub enum IdentityError {
     #[error(transparent)]
     State(#[from] StateError),
     /// The token's file can't be read.
-    #[error("cannot read the join token in {}: {source}", path.display())]
+    #[error("cannot read the join token in {}: {source}; `mantle ca token --node NAME` makes one", path.display())]
     TokenFile {
         /// The file.
         path: PathBuf,
@@ -69,8 +69,9 @@ pub(super) struct Node {
     pub(super) name: String,
     key: Arc<EcdsaKeyPair>,
     pub(super) roots: Roots,
-    /// Only until the first attestation has succeeded.
+    /// Only until the first attestation has succeeded, and when the CA does not know the key any more.
     pub(super) join_token: Option<Zeroizing<String>>,
+    pub(super) token_file: Option<PathBuf>,
 }
 
 impl Node {
@@ -105,7 +106,8 @@ impl Node {
         let roots = kept.or_else(|| token.as_ref().map(|token| Roots::told(&path, token.root_key_hash())));
         let roots = roots.ok_or_else(|| IdentityError::NotJoined(config.node.clone()))?;
         let join_token = token.map(|token| Zeroizing::new(token.to_string()));
-        Ok(Self { name: config.node.clone(), key: Arc::new(key), roots, join_token })
+        let (name, token_file) = (config.node.clone(), config.join_token_file.clone());
+        Ok(Self { name, key: Arc::new(key), roots, join_token, token_file })
     }
 
     /// The public key, an uncompressed point.
@@ -126,6 +128,13 @@ impl Node {
         if let Err(error) = self.roots.keep() {
             warn!(%error, "the next start needs the token again");
         }
+    }
+
+    /// The CA does not let this node in. An operator may have brought a token since: the next attempt is made with that.
+    pub(super) fn turned_away(&mut self) {
+        let token = self.token_file.as_deref().and_then(|path| read_token(path, &self.name).ok().flatten());
+        let ours = token.filter(|token| self.roots.has(&token.root_key_hash()));
+        self.join_token = ours.map(|token| Zeroizing::new(token.to_string()));
     }
 }
 

@@ -39,6 +39,10 @@ const SKEWED: i64 = 30_000;
 /// And than this an error: certificates are given two minutes for it.
 const FAR_SKEWED: i64 = 90_000;
 
+/// What helps a node that the CA does not let in.
+pub const NO_ENTRY: &str = "the CA does not know this node's key (any more), or its token: make a new one with `mantle ca token --node` \
+                            there, and put it into this agent's `ca.join_token_file`; the next attempt is made with it";
+
 /// How it stands with the CA's word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched {
@@ -50,6 +54,8 @@ pub struct Watched {
     pub skew_ms: Option<i64>,
     /// Why it is not connected, or why its last word, or a part of it, is not in force.
     pub problem: Option<String>,
+    /// Whether it is not connected because the CA does not let this node in.
+    pub turned_away: bool,
 }
 
 /// Where it tells what there is.
@@ -86,7 +92,7 @@ struct Answer {
 impl Watched {
     /// Nothing was heard yet.
     pub(super) fn nothing() -> Self {
-        Self { connected: false, since: now().as_secs(), skew_ms: None, problem: None }
+        Self { connected: false, since: now().as_secs(), skew_ms: None, problem: None, turned_away: false }
     }
 }
 
@@ -201,7 +207,7 @@ impl Watch {
         self.told.watched.send_modify(|watched| {
             if !watched.connected {
                 info!(sequence = update.sequence, "the CA tells of changes of trust from now on");
-                (watched.connected, watched.since) = (true, now().as_secs());
+                (watched.connected, watched.since, watched.turned_away) = (true, now().as_secs(), false);
             }
             (watched.skew_ms, watched.problem) = (skew, problem);
         });
@@ -216,8 +222,9 @@ impl Watch {
                 (watched.connected, watched.since) = (false, now().as_secs());
             }
             if changed {
-                warn!(error = problem, "changes of trust are not known until the CA is back");
-                watched.problem = Some(problem);
+                let advice = if self.client.is_turned_away() { NO_ENTRY } else { "" };
+                warn!(error = problem, advice, "changes of trust are not known until the CA tells of them again");
+                (watched.problem, watched.turned_away) = (Some(problem), self.client.is_turned_away());
             }
             changed
         });

@@ -128,6 +128,24 @@ fn a_successor_that_fails_changes_nothing() {
     load.end();
 }
 
+/// As a unit file starts it, whatever there is.
+#[test]
+fn an_agent_takes_over_or_starts_anew() {
+    let mut mesh = mesh();
+    let (client, web) = (mesh.pod("client", Side::A), mesh.pod("web", Side::B));
+    let _echo = Server::echo(&web, 80);
+    let load = Load::start(&[(&client, web.at(80))], CLIENTS, &[1]);
+    let Mesh { agents, world, .. } = &mut mesh;
+    let mut old = agents[0].take_over_or_start(world).unwrap();
+    wait::until("it has taken over", || agents[0].said().contains("took over").then_some(()));
+    load.goes_on();
+    assert!(old.end_within(Duration::from_secs(90)).success());
+    load.end();
+    agents[0].kill();
+    assert!(agents[0].take_over_or_start(world).is_none());
+    wait::until("it serves", || traffic::ask(&client, web.at(80), b"again").ok().filter(|answer| answer == b"again"));
+}
+
 #[test]
 fn there_must_be_somebody_to_take_over_from() {
     let mesh = Mesh::prepare(&Settings::default());
