@@ -61,11 +61,14 @@ enum Action {
     /// Other clusters, each a trust domain of its own: add, list, disable, remove.
     #[command(subcommand)]
     Federation(federation::Federation),
-    /// Print our own trust domain's bundle, for other clusters to add.
+    /// Print our own trust domain's bundle: for other clusters to add, or, as PEM, for `mantle connect --anchors`.
     Bundle {
         /// The CA's configuration (YAML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// The roots' certificates in PEM; during a rotation both.
+        #[arg(long)]
+        pem: bool,
     },
     /// The nodes that have joined: list, evict, quarantine, release.
     #[command(subcommand)]
@@ -86,7 +89,7 @@ pub fn run(ca: Ca) -> Result<(), AppError> {
         Some(Action::Issue(issue)) => issue.run(),
         Some(Action::Rotate(action)) => action.run(),
         Some(Action::Federation(action)) => action.run(),
-        Some(Action::Bundle { config }) => federation::bundle(&config),
+        Some(Action::Bundle { config, pem }) => federation::bundle(&config, pem),
     }
 }
 

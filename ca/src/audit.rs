@@ -2,13 +2,27 @@
 
 use std::collections::HashSet;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::deny::Entry;
 use crate::state::State;
+use crate::storage::Storage;
+
+/// What the last audit lines led to: so that a CA that starts says what was changed while none ran.
+const FILE: &str = "audited.json";
+
+/// Says what is different from what was said before. Without that file, all that there is.
+pub(crate) fn changed(storage: &Storage, after: &State) {
+    let before = storage.read(FILE).ok().flatten().and_then(|text| serde_json::from_slice(&text).ok());
+    say(&before.unwrap_or_default(), after);
+    let written = serde_json::to_vec(after).map_err(|error| error.to_string());
+    if let Err(error) = written.and_then(|text| storage.write(FILE, &text).map_err(|error| error.to_string())) {
+        warn!(error, "what is in the audit can't be noted: the next start says it again");
+    }
+}
 
 /// Says what is different.
-pub(crate) fn changed(before: &State, after: &State) {
+fn say(before: &State, after: &State) {
     if after.roots().is_reissued(before.roots()) {
         info!(target: "audit", "the root has another issuing CA");
     }

@@ -58,6 +58,8 @@ impl Follower {
         let authority = Arc::new(Authority::open(&storage, &trust_domain)?);
         let seen = Seen::now(&storage, &authority);
         let current = Current::load(&storage, authority)?;
+        // What was changed while no CA ran is said now.
+        audit::changed(&storage, &current.state);
         let current = watch::channel(Arc::new(current)).0;
         Ok(Self { storage, trust_domain, seen: Mutex::new(seen), problem: Mutex::default(), current })
     }
@@ -88,7 +90,7 @@ impl Follower {
         }
         match self.load(&before, seen.files != now.files) {
             Ok(next) => {
-                audit::changed(&before.state, &next.state);
+                audit::changed(&self.storage, &next.state);
                 // What is read next may be newer than this, never older: it is read again then.
                 *seen = Seen { files: Seen::now(&self.storage, &next.authority).files, ..now };
                 self.current.send_replace(Arc::new(next));

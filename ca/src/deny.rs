@@ -76,7 +76,8 @@ pub enum NotDeniable {
     Key(String),
     /// It is no serial number.
     #[error(
-        "`{0}` is no serial number: 1 to 20 bytes in hex, such as a record's `serial`; of another trust domain DOMAIN/SERIAL"
+        "`{0}` is no serial number: 1 to 20 bytes in hex, as `mantle certs` and records (under `certificate`) have it; of another trust domain \
+         DOMAIN/SERIAL"
     )]
     Serial(String),
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::CaError;
 use crate::authority::generation;
+use crate::authority::made::pem;
 use crate::bundle::anchor::named_domains;
 use crate::config::Config;
 use crate::current::anchors_sequence;
@@ -43,8 +44,8 @@ const REFRESH: Duration = Duration::from_secs(300);
 pub struct Wish {
     /// Its name.
     pub trust_domain: TrustDomain,
-    /// Where its bundles come from.
-    pub source: Source,
+    /// Where its bundles come from; `None`: from where they come already, or else by file.
+    pub source: Option<Source>,
     /// A file with its bundle, got by a way that can be trusted.
     pub bundle: Option<PathBuf>,
 }
@@ -80,16 +81,17 @@ pub fn add(config: &Config, wish: &Wish) -> Result<(), CaError> {
     }
     let storage = existing(config)?;
     check_source(&storage, wish)?;
+    let Wish { source, .. } = wish;
     let bundle = wish.bundle.as_deref().map(|path| from_file(path, domain)).transpose()?;
     let by = By { who: operator(), since: state::now() };
-    let change = |state: &mut State| state.federation_mut().add(domain, wish.source.clone(), bundle.as_ref(), by);
+    let change = |state: &mut State| state.federation_mut().add(domain, source.clone(), bundle.as_ref(), by);
     storage.change(change)?.map_err(refused)
 }
 
 /// Whether it can bring a bundle.
 fn check_source(storage: &Storage, wish: &Wish) -> Result<(), CaError> {
     let words = |what: &dyn fmt::Display| CaError::Refused(what.to_string());
-    match &wish.source {
+    match wish.source.as_ref().unwrap_or(&Source::File) {
         Source::File if wish.bundle.is_none() => Err(words(&"without an endpoint a bundle is needed: `--bundle FILE`")),
         Source::File => Ok(()),
         Source::HttpsWeb { url } => url.parse::<url::Url>().map(drop).map_err(|error| words(&error)),
@@ -156,6 +158,14 @@ pub fn own(config: &Config) -> Result<Bundle, CaError> {
     let numbers = [roots.current].into_iter().chain(roots.next());
     let anchors = numbers.map(|number| generation::root(&storage, number)).collect::<Result<Vec<_>, _>>()?;
     own_bundle(&storage, &config.trust_domain, anchors)
+}
+
+/// The roots' certificates in PEM, for whoever verifies pods by them. During a root rotation both.
+///
+/// # Errors
+/// [`CaError`].
+pub fn own_pem(config: &Config) -> Result<String, CaError> {
+    own(config)?.anchors.iter().map(pem).collect()
 }
 
 fn own_bundle(

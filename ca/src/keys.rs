@@ -181,7 +181,7 @@ mod tests {
         let error = read(&storage(folder.path(), "open barley")).unwrap_err().to_string();
         assert!(error.contains("not the one that it was encrypted with"), "{error}");
         let error = read(&storage(folder.path(), "\n")).unwrap_err().to_string();
-        assert!(error.contains("there is none in the file"), "{error}");
+        assert!(error.contains("there is no passphrase in the file"), "{error}");
         let error = read(&ours.clone().under(None)).unwrap_err().to_string();
         assert!(error.contains("`key_passphrase_file`"), "{error}");
     }

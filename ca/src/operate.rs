@@ -143,7 +143,12 @@ fn not_joined(node: &str) -> CaError {
 /// The state of a CA that was made before.
 pub(crate) fn existing(config: &Config) -> Result<Storage, CaError> {
     let storage = config.storage()?;
-    if storage.has("state.json")? { Ok(storage) } else { Err(CaError::NoCa(config.state_dir.clone())) }
+    if storage.has("state.json")? {
+        return Ok(storage);
+    }
+    // Where there is a CA it was lost.
+    storage.state()?;
+    Err(CaError::NoCa(config.state_dir.clone()))
 }
 
 /// For the audit: who runs this.

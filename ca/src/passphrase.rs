@@ -29,7 +29,11 @@ impl Passphrase {
         while text.last().is_some_and(|last| b"\r\n".contains(last)) {
             text.pop();
         }
-        if text.is_empty() { Err(CaError::Passphrase(format!("there is none in {self}"))) } else { Ok(text) }
+        if text.is_empty() {
+            Err(CaError::Passphrase(format!("there is no passphrase in {self}: it is missing or empty")))
+        } else {
+            Ok(text)
+        }
     }
 }
 

@@ -105,6 +105,12 @@ impl Ca {
         self.operate(&["deny", "add"], what, &["--reason", "test"]);
     }
 
+    /// Runs `mantle ca` with these words: whether it succeeded, and what it said on standard error.
+    pub fn operated(&self, words: &[&str]) -> (bool, String) {
+        let output = self.command(&[]).args(words).arg("--config").arg(&self.config).output().must("cannot run mantle");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Takes that back.
     #[track_caller]
     pub fn allow(&self, what: [&str; 2]) {

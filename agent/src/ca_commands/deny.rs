@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use agent_core::directory::Pod;
 use ca::config::Config;
 use ca::deny::{Denied, NotDeniable};
 use clap::{Args, Subcommand};
 
 use super::{moment, operate, print, read_config};
-use crate::app::AppError;
+use crate::app::{self, AppError, say};
 
 /// What to do with the deny-list.
 #[derive(Debug, Subcommand)]
@@ -19,6 +20,9 @@ pub(super) enum Deny {
         /// Why: for the list and the audit.
         #[arg(long, value_name = "TEXT")]
         reason: String,
+        /// Deny our own trust domain too, which ends every connection of the mesh.
+        #[arg(long)]
+        force: bool,
     },
     /// Take it back: it may connect again, if its certificate is good.
     Remove {
@@ -69,9 +73,18 @@ struct Kind {
 impl Deny {
     pub(super) fn run(self) -> Result<(), AppError> {
         match self {
-            Self::Add { what, reason } => {
+            Self::Add { what, reason, force } => {
                 let config = read_config(&what.config)?;
                 let what = what.kind.denied(&config).map_err(ca::CaError::from)?;
+                if matches!(&what, Denied::TrustDomain(domain) if *domain == config.trust_domain.as_str()) && !force {
+                    let words = format!(
+                        "{what} is this CA's own: no pod could connect to any other. Say `--force` if it is to be so"
+                    );
+                    return Err(ca::CaError::Refused(words).into());
+                }
+                if let Some(doubt) = doubt(&config, &what)? {
+                    say(&format!("mantle: {doubt}: is it what you mean? It is denied all the same"));
+                }
                 match operate::deny(&config, what.clone(), &reason)? {
                     true => print(&format!("{what} is denied from now on; take it back with `mantle ca deny remove`")),
                     false => print(&format!("{what} was denied before; see `mantle ca deny list`")),
@@ -94,6 +107,32 @@ impl Deny {
             }
         }
     }
+}
+
+/// Why it may be a slip of the pen: nothing that is known here is denied by it. Keys and serial numbers are in no list.
+fn doubt(config: &Config, what: &Denied) -> Result<Option<String>, AppError> {
+    let directory = app::read(&config.directory).ok().and_then(|text| agent_core::directory::parse(&text).ok());
+    let has = |is_it: &dyn Fn(&Pod) -> bool| {
+        directory.as_ref().is_none_or(|directory| directory.pods().any(|pod| is_it(pod)))
+    };
+    let known = match what {
+        Denied::Key(_) | Denied::Serial { .. } => true,
+        Denied::Pod(uid) => has(&|pod| pod.uid.as_str() == uid),
+        Denied::Identity(identity) => {
+            let is_outside = identity.split('/').nth(3) == Some("outside");
+            is_outside || has(&|pod| pod.identity.as_str() == identity)
+        }
+        Denied::Node(node) => {
+            has(&|pod| pod.node == *node) || operate::nodes(config)?.iter().any(|line| line.name == *node)
+        }
+        Denied::TrustDomain(domain) => {
+            let others = ca::federation::list(config)?;
+            *domain == config.trust_domain.as_str() || others.iter().any(|line| line.trust_domain == *domain)
+        }
+    };
+    let place =
+        if matches!(what, Denied::TrustDomain(_)) { "this CA does not believe" } else { "the directory does not have" };
+    Ok((!known).then(|| format!("{place} {what}")))
 }
 
 impl Kind {

@@ -19,7 +19,7 @@ pub(super) enum Federation {
         /// Its bundle: what `mantle ca bundle` prints there, brought by a way that you trust.
         #[arg(long, value_name = "FILE", required_unless_present = "endpoint")]
         bundle: Option<PathBuf>,
-        /// Its bundle endpoint, which the CA asks for newer ones.
+        /// Its bundle endpoint, which the CA asks for newer ones. Left out: the one that it has stays (`remove` forgets it).
         #[arg(long, value_name = "URL", requires = "profile")]
         endpoint: Option<String>,
         /// How that endpoint proves itself.
@@ -70,9 +70,11 @@ impl Federation {
         match self {
             Self::Add { one: One { config, trust_domain }, bundle, endpoint, profile, endpoint_id } => {
                 let source = match (endpoint, profile, endpoint_id) {
-                    (Some(url), Some(Profile::HttpsSpiffe), Some(endpoint)) => Source::HttpsSpiffe { url, endpoint },
-                    (Some(url), Some(Profile::HttpsWeb), None) => Source::HttpsWeb { url },
-                    (None, None, None) => Source::File,
+                    (Some(url), Some(Profile::HttpsSpiffe), Some(endpoint)) => {
+                        Some(Source::HttpsSpiffe { url, endpoint })
+                    }
+                    (Some(url), Some(Profile::HttpsWeb), None) => Some(Source::HttpsWeb { url }),
+                    (None, None, None) => None,
                     _ => {
                         let words = "`--endpoint-id` is for `--profile https_spiffe` alone".to_owned();
                         return Err(ca::CaError::Refused(words).into());
@@ -98,9 +100,13 @@ impl Federation {
 }
 
 /// Our own bundle, for other clusters.
-pub(super) fn bundle(config: &Path) -> Result<(), AppError> {
-    let bundle = federation::own(&read_config(config)?)?;
-    print(&bundle.to_json().map_err(ca::CaError::from)?.trim_end())
+pub(super) fn bundle(config: &Path, pem: bool) -> Result<(), AppError> {
+    let config = read_config(config)?;
+    let text = match pem {
+        true => federation::own_pem(&config)?,
+        false => federation::own(&config)?.to_json().map_err(ca::CaError::from)?,
+    };
+    print(&text.trim_end())
 }
 
 fn list(config: &Path, json: bool) -> Result<(), AppError> {

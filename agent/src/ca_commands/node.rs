@@ -1,12 +1,17 @@
 //! `mantle ca node …`.
 
+use std::net::TcpStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ca::operate::NodeLine;
 use clap::{Args, Subcommand};
 
 use super::{moment, operate, print, read_config};
-use crate::app::AppError;
+use crate::app::{AppError, say};
+
+/// A CA that runs accepts within this.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// What to do with nodes that have joined.
 #[derive(Debug, Subcommand)]
@@ -46,7 +51,15 @@ impl Node {
     pub(super) fn run(self) -> Result<(), AppError> {
         match self {
             Self::List { config } => {
-                for line in operate::nodes(&read_config(&config)?)? {
+                let config = read_config(&config)?;
+                let lines = operate::nodes(&config)?;
+                if TcpStream::connect_timeout(&config.listen, ANSWER).is_err() {
+                    let listen = config.listen;
+                    say(&format!(
+                        "mantle: no CA answers at {listen} from here: this is what the one that ran last noted"
+                    ));
+                }
+                for line in lines {
                     print(&told(&line))?;
                 }
                 Ok(())

@@ -100,7 +100,9 @@ impl Rotate {
                 let brought =
                     brought.map(|((root, issuing_cert), issuing_key)| ca::Brought { root, issuing_cert, issuing_key });
                 rotating::start(&config, brought.as_ref(), window, force)?;
-                print(&rotating::status(&config)?)
+                print(
+                    &"begun: agents are told to believe both roots; `mantle ca rotate status` says for whom the next step waits",
+                )
             }
             Self::Issuing { config, root_key, issuing_cert, issuing_key } => {
                 let source = issuing_cert.zip(issuing_key).map(|(cert, key)| issuing::Source::Brought { cert, key });

@@ -141,7 +141,7 @@ fn one(path: &PathBuf) -> Result<CertificateDer<'static>, CaError> {
     Err(brought_wrong(path, format!("it has {count} certificates; it must have one")))
 }
 
-fn pem(der: &CertificateDer<'_>) -> Result<String, CaError> {
+pub(crate) fn pem(der: &CertificateDer<'_>) -> Result<String, CaError> {
     let document = pkcs8::Document::try_from(&**der).map_err(crypto)?;
     document.to_pem("CERTIFICATE", pkcs8::LineEnding::LF).map_err(crypto)
 }

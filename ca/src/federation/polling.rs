@@ -297,7 +297,7 @@ mod tests {
         let by = || By { who: "test".to_owned(), since: 1 };
         let mut state = current.state.clone();
         let bundle = tests::bundle(1, &[tests::root("b")]);
-        state.federation_mut().add(&"b.test".parse().unwrap(), Source::File, Some(&bundle), by()).unwrap();
+        state.federation_mut().add(&"b.test".parse().unwrap(), Some(Source::File), Some(&bundle), by()).unwrap();
         let proved = ProvedBy::in_state(&state, &current.authority, endpoint());
         assert_eq!(proved.anchors, bundle.anchors);
         let stands_with = |change: &dyn Fn(&mut State)| {

@@ -143,11 +143,12 @@ impl Relations {
         self.0.get(domain)
     }
 
-    /// Federates with a trust domain, or gives it another source or a newer bundle. One that is disabled needs a bundle.
+    /// Federates with a trust domain, or gives it another source or a newer bundle. One that is disabled needs a bundle. Without a
+    /// source the one that is known stays.
     pub(crate) fn add(
         &mut self,
         domain: &TrustDomain,
-        source: Source,
+        source: Option<Source>,
         bundle: Option<&Bundle>,
         by: By,
     ) -> Result<(), NotTaken> {
@@ -156,6 +157,7 @@ impl Relations {
             return Err(NotTaken::Disabled(domain.to_string()));
         }
         let kept = before.and_then(|before| before.bundle.clone());
+        let source = source.or_else(|| before.map(|before| before.source.clone())).unwrap_or(Source::File);
         let relation = Relation { source, bundle: kept, disabled: None, added: by };
         self.put(domain.as_str(), relation, bundle)
     }
@@ -246,7 +248,7 @@ mod tests {
 
     fn with(bundle: &Bundle) -> (Relations, TrustDomain) {
         let (mut relations, domain) = (Relations::default(), "b.test".parse().unwrap());
-        relations.add(&domain, Source::File, Some(bundle), by("a")).unwrap();
+        relations.add(&domain, Some(Source::File), Some(bundle), by("a")).unwrap();
         (relations, domain)
     }
 
@@ -254,6 +256,20 @@ mod tests {
         let (mut bundles, mut denied) = (Vec::new(), Vec::new());
         relations.tell(&mut bundles, &mut denied);
         (bundles, denied)
+    }
+
+    #[test]
+    fn a_bundle_that_is_brought_leaves_the_endpoint_as_it_is() {
+        let r1 = root("r1");
+        let (mut relations, domain) = with(&bundle(5, std::slice::from_ref(&r1)));
+        let source = |relations: &Relations| relations.get("b.test").unwrap().source.clone();
+        let web = Source::HttpsWeb { url: "https://b.test/".to_owned() };
+        relations.add(&domain, Some(web.clone()), None, by("a")).unwrap();
+        relations.add(&domain, None, Some(&bundle(6, std::slice::from_ref(&r1))), by("a")).unwrap();
+        assert_eq!(source(&relations), web);
+        assert!(relations.remove("b.test"));
+        relations.add(&domain, None, Some(&bundle(7, &[r1])), by("a")).unwrap();
+        assert_eq!(source(&relations), Source::File);
     }
 
     #[test]
@@ -294,7 +310,7 @@ mod tests {
         let (r1, r2) = (root("r1"), root("r2"));
         let (mut relations, domain) = with(&bundle(5, std::slice::from_ref(&r1)));
         relations
-            .add(&"c.test".parse().unwrap(), Source::File, Some(&bundle(1, std::slice::from_ref(&r2))), by("a"))
+            .add(&"c.test".parse().unwrap(), Some(Source::File), Some(&bundle(1, std::slice::from_ref(&r2))), by("a"))
             .unwrap();
         assert_eq!((told(&relations).0.len(), told(&relations).1.len()), (2, 0));
         assert_eq!(relations.disable("b.test", by("a")), Ok(true));
@@ -304,8 +320,9 @@ mod tests {
         assert_eq!(denied, ["b.test"]);
         let newer = bundle(6, std::slice::from_ref(&r2));
         assert_eq!(relations.take("b.test", &Source::File, &newer), Err(NotTaken::Disabled("b.test".to_owned())));
-        let enable =
-            |relations: &mut Relations, bundle: Option<&Bundle>| relations.add(&domain, Source::File, bundle, by("a"));
+        let enable = |relations: &mut Relations, bundle: Option<&Bundle>| {
+            relations.add(&domain, Some(Source::File), bundle, by("a"))
+        };
         assert!(enable(&mut relations, None).is_err());
         assert!(enable(&mut relations, Some(&bundle(4, &[r1]))).is_err(), "it is an old one");
         enable(&mut relations, Some(&newer)).unwrap();
@@ -322,15 +339,16 @@ mod tests {
             relations.disable("b.test", by("a")).is_err()
                 && relations.take("b.test", &Source::File, &bundle(6, &[])).is_err()
         );
-        relations.add(&domain, Source::File, Some(&bundle(1, &[])), by("a")).unwrap();
+        relations.add(&domain, Some(Source::File), Some(&bundle(1, &[])), by("a")).unwrap();
     }
 
     #[test]
     fn there_is_room_for_so_many() {
         let mut relations = Relations::default();
         let bundle = bundle(1, &[]);
-        let mut add =
-            |number: usize| relations.add(&format!("d{number}").parse().unwrap(), Source::File, Some(&bundle), by("a"));
+        let mut add = |number: usize| {
+            relations.add(&format!("d{number}").parse().unwrap(), Some(Source::File), Some(&bundle), by("a"))
+        };
         for number in 0..MOST {
             add(number).unwrap();
         }

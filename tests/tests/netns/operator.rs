@@ -105,6 +105,43 @@ fn who_may_not_ask_and_who_asks_nobody_is_told_so() {
     assert!(nobody.contains("no agent of this instance runs here"), "{nobody}");
 }
 
+/// A change that is made while no CA runs is in the log of the next one, once.
+#[test]
+fn the_audit_has_no_gap_while_the_ca_is_away() {
+    let mut mesh = mesh("12h", "2s");
+    let denied = |mesh: &Mesh| mesh.ca.said().lines().filter(|line| line.contains("audit: denied ")).count();
+    assert!(mesh.ca.end_by(Signal::SIGTERM).success());
+    mesh.ca.deny(["--identity", "spiffe://test.mantle/ns/shop/sa/nobody"]);
+    let Mesh { ca, world, .. } = &mut mesh;
+    ca.start(world);
+    wait::until("it is said", || mesh.ca.said().contains("sa/nobody").then_some(()));
+    assert_eq!(denied(&mesh), 1, "{}", mesh.ca.said());
+    let Mesh { ca, world, .. } = &mut mesh;
+    assert!(ca.end_by(Signal::SIGTERM).success());
+    ca.start(world);
+    assert_eq!(denied(&mesh), 1, "and not again");
+}
+
+/// What is denied is denied, but who asks is told that it may be a slip of the pen.
+#[test]
+fn who_denies_what_nobody_has_is_told_so_and_who_denies_everybody_must_mean_it() {
+    let mut mesh = mesh("12h", "2s");
+    let web = mesh.pod("web", Side::B);
+    let deny = |what: &[&str]| mesh.ca.operated(&[&["deny", "add", "--reason", "test"], what].concat());
+    for what in [["--pod", "web"], ["--node", "node-z"], ["--trust-domain", "b.test"]] {
+        let (succeeded, said) = deny(&what);
+        assert!(succeeded && said.contains("is it what you mean?"), "{what:?}: {said}");
+    }
+    for what in [["--serial", "0aff"], ["--node", "node-a"], ["--identity", "spiffe://test.mantle/ns/shop/sa/web"]] {
+        assert_eq!(deny(&what), (true, String::new()), "{what:?}");
+    }
+    let own = ["--trust-domain", "test.mantle"];
+    let (succeeded, said) = deny(&own);
+    assert!(!succeeded && said.contains("--force"), "{said}");
+    assert!(deny(&[&own[..], &["--force"]].concat()).0);
+    drop(web);
+}
+
 #[test]
 fn an_agent_that_drains_answers_and_a_successor_after_it() {
     let mut mesh = mesh("12h", "60s");

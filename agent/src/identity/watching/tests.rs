@@ -205,7 +205,8 @@ async fn another_cluster_is_believed_by_its_own_anchors_until_it_is_disabled() {
         let bundle = ca::federation::Bundle::new(sequence, None, vec![root_of_another()]);
         std::fs::write(&path, bundle.to_json().unwrap()).unwrap();
         let source = ca::federation::Source::File;
-        let wish = ca::federation::Wish { trust_domain: domain.clone(), source, bundle: Some(path.clone()) };
+        let wish =
+            ca::federation::Wish { trust_domain: domain.clone(), source: Some(source), bundle: Some(path.clone()) };
         ca::federation::add(&ca.config, &wish)
     };
     add(&b, 5).unwrap();

@@ -85,7 +85,10 @@ impl Cluster {
         let path = self.folder.path().join("bundle");
         std::fs::write(&path, other.bundle().to_json().unwrap()).unwrap();
         let source = Source::HttpsSpiffe { url: other.url(), endpoint: other.id() };
-        add(&self.config, &Wish { trust_domain: other.config.trust_domain.clone(), source, bundle: Some(path) })
+        add(
+            &self.config,
+            &Wish { trust_domain: other.config.trust_domain.clone(), source: Some(source), bundle: Some(path) },
+        )
     }
 
     async fn stop(mut self) {
@@ -127,7 +130,7 @@ async fn a_foreign_root_that_is_rotated_is_followed_through_its_endpoint() {
     // Whoever is added anew is asked at once, so nobody has to wait for the next turn.
     let again = &|| {
         let source = Source::HttpsSpiffe { url: b.url(), endpoint: b.id() };
-        let wish = Wish { trust_domain: "b.test".parse().unwrap(), source, bundle: None };
+        let wish = Wish { trust_domain: "b.test".parse().unwrap(), source: Some(source), bundle: None };
         add(&a.config, &wish).unwrap();
     };
     let old = b.bundle();
@@ -325,7 +328,7 @@ async fn the_last_good_bundle_stays_until_a_newer_one_comes() {
     let folder = tempfile::tempdir().unwrap();
     let (config, follower) = follower(folder.path());
     let source = Source::HttpsWeb { url: served.text.clone() };
-    add(&config, &Wish { trust_domain: "b.test".parse().unwrap(), source, bundle: None }).unwrap();
+    add(&config, &Wish { trust_domain: "b.test".parse().unwrap(), source: Some(source), bundle: None }).unwrap();
     let told = || {
         let update = follower.look().update.clone();
         (update.bundles[1].sequence, update.bundles[1].anchors.len(), update.sequence)
@@ -357,7 +360,7 @@ async fn who_fails_is_asked_again_in_its_turn_and_the_list_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let (config, follower) = follower(folder.path());
     let source = Source::HttpsWeb { url: served.text.clone() };
-    add(&config, &Wish { trust_domain: "b.test".parse().unwrap(), source, bundle: None }).unwrap();
+    add(&config, &Wish { trust_domain: "b.test".parse().unwrap(), source: Some(source), bundle: None }).unwrap();
     follower.look();
     let mut tasks = JoinSet::new();
     tasks.spawn(Polling::new(Arc::clone(&follower), web.roots()).run());
@@ -373,7 +376,7 @@ fn an_endpoint_that_nobody_could_believe_is_not_added() {
     let folder = tempfile::tempdir().unwrap();
     let (config, _follower) = follower(folder.path());
     let refused = |source: Source| {
-        let wish = Wish { trust_domain: "b.test".parse().unwrap(), source, bundle: None };
+        let wish = Wish { trust_domain: "b.test".parse().unwrap(), source: Some(source), bundle: None };
         add(&config, &wish).unwrap_err().to_string()
     };
     let spiffe =
@@ -402,7 +405,7 @@ async fn what_an_operator_said_while_an_endpoint_was_asked_stands() {
     let folder = tempfile::tempdir().unwrap();
     let (config, follower) = follower(folder.path());
     let source = Source::HttpsWeb { url: served.text.clone() };
-    let wish = |bundle| Wish { trust_domain: "b.test".parse().unwrap(), source: source.clone(), bundle };
+    let wish = |bundle| Wish { trust_domain: "b.test".parse().unwrap(), source: Some(source.clone()), bundle };
     add(&config, &wish(None)).unwrap();
     let brought = root("brought");
     let file = folder.path().join("b.json");
