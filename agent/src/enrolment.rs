@@ -18,7 +18,7 @@ use agent_common::Stranger;
 use agent_core::directory::{Directory, Mode, Pod};
 use agent_core::identity::{PodUid, SpiffeId};
 use tokio::sync::watch;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::capture::{Attached, Capture, PodsCgroupWatch, Strangers};
 use crate::directory::Report;
@@ -27,10 +27,12 @@ use crate::legacy::{LegacyConfig, Look, Watch};
 use crate::worker::{Leave, Workers};
 
 mod leaving;
+mod nameless;
 mod older;
 mod status;
 mod watchdog;
 
+use nameless::Nameless;
 use watchdog::Watchdog;
 
 /// How long a running pod may wait for its first certificate before its connections to the mesh are refused.
@@ -54,6 +56,7 @@ pub struct Enrolment {
     in_force: u64,
     retry: Option<Retry>,
     watchdog: Watchdog,
+    nameless: Nameless,
 }
 
 /// What the agent looks at now and then, whether the directory changes or not.
@@ -106,8 +109,8 @@ impl Enrolment {
     ) -> Self {
         let watch = Watch::new(&node, looks.older, capture.can_destroy());
         let watchdog = Watchdog::new(looks.capture);
-        let (pods, refused) = (HashMap::new(), HashMap::new());
-        Self { node, capture, workers, wanted, watch, watchdog, pods, refused, in_force: 0, retry: None }
+        let (pods, refused, nameless) = (HashMap::new(), HashMap::new(), Nameless::default());
+        Self { node, capture, workers, wanted, watch, watchdog, nameless, pods, refused, in_force: 0, retry: None }
     }
 
     /// Detaches what the pins hold beyond the directory. Once, before the first [`Self::apply`]; `lives` if the agent before
@@ -182,7 +185,7 @@ impl Enrolment {
     pub fn classify(&mut self, strangers: &[Stranger], directory: &Directory) {
         for (stranger, pod) in self.capture.pods_of(strangers) {
             let Some(uid) = pod else {
-                debug!(cookie = stranger.cookie, thread = stranger.thread, "an unknown namespace, and no pod to it");
+                self.nameless.tell(stranger);
                 continue;
             };
             if directory.pods_on(&self.node).any(|pod| pod.uid == uid) {

@@ -3,16 +3,18 @@
 //! The peer is known only after the handshake, so it comes before the judgement; the tunnel then carries one connection
 //! after the other, each judged anew.
 
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::address::PeerAddr;
 use agent_core::directory::Directory;
+use agent_core::outcome::Blame;
 use agent_core::policy::{Permit, VerifiedPeer, authorize_inbound};
 use agent_core::tunnel::{Acceptor, Bound, bind_open};
 use tokio::net::TcpStream;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::capture::{ApplicationDial, Attached};
 use crate::failure::Failure;
@@ -23,9 +25,11 @@ use crate::secure::{self, Ends};
 
 mod given_up;
 mod handshakes;
+mod refusals;
 
 use given_up::{Entry, Fate, Used};
 use handshakes::Handshakes;
+use refusals::Refusals;
 
 /// How long the application may take to accept.
 const DIAL: Duration = Duration::from_secs(10);
@@ -35,6 +39,7 @@ pub struct Inbound {
     plane: Plane,
     handshakes: Rc<Handshakes>,
     used: Rc<Used>,
+    refusals: Refusals,
 }
 
 /// One secured tunnel into one of our pods.
@@ -50,7 +55,14 @@ struct Secured<'a> {
 impl Inbound {
     /// To be made on the thread that will use it.
     pub fn new(plane: Plane) -> Rc<Self> {
-        Rc::new(Self { plane, handshakes: Handshakes::new(), used: Rc::default() })
+        Rc::new(Self { plane, handshakes: Handshakes::new(), used: Rc::default(), refusals: Refusals::new() })
+    }
+
+    /// Tells of a tunnel that is refused, if not too many are.
+    fn refuse(&self, pod: &Attached, from: PeerAddr, blame: Blame, why: &dyn fmt::Display) {
+        if let Some(untold) = self.refusals.tell() {
+            info!(pod = %pod.uid(), peer = %from, %why, %blame, untold, "refused a tunnel");
+        }
     }
 }
 
@@ -59,11 +71,11 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
     let plane = &inbound.plane;
     let Some(credentials) = plane.certificates.borrow().get(pod.uid()).cloned() else { return };
     let Some(turn) = inbound.handshakes.turn(from.ip()).await else {
-        warn!(pod = %pod.uid(), peer = %from, "refused a tunnel: too many handshakes are under way");
+        inbound.refuse(&pod, from, Blame::Peer, &"too many handshakes are under way");
         return;
     };
     if let Err(distrust) = plane.trusts_own(&credentials) {
-        info!(pod = %pod.uid(), peer = %from, %distrust, "refused a tunnel");
+        inbound.refuse(&pod, from, Blame::Operator, &distrust);
         return;
     }
     let ended = secure::accept(socket, &credentials, &plane.trust()).await;
@@ -71,7 +83,7 @@ pub async fn tunnel(inbound: Rc<Inbound>, pod: Arc<Attached>, socket: TcpStream,
     let channel = match ended {
         Ok(channel) => channel,
         Err(error) => {
-            info!(pod = %pod.uid(), peer = %from, %error, blame = %error.blame(), "refused a tunnel");
+            inbound.refuse(&pod, from, error.blame(), &error);
             return;
         }
     };

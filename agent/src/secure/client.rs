@@ -29,7 +29,10 @@ pub enum ClientError {
     #[error(transparent)]
     Anchors(#[from] TrustError),
     /// Pods' agents would refuse it.
-    #[error("pods would not accept the certificate ({label}): {0}", label = .0.label())]
+    #[error(
+        "pods would not accept the certificate ({label}): {0}; if it is new, the anchors may be those of a root before (`mantle ca bundle --pem`)",
+        label = .0.label()
+    )]
     Verify(#[from] VerifyError),
     /// It is no key, or another certificate's.
     #[error("the key is not the certificate's, or no P-256 key in PEM")]

@@ -102,6 +102,27 @@ fn an_unknown_pod_is_refused_until_the_agent_has_looked_at_it() {
 }
 
 #[test]
+fn a_task_whose_cgroup_is_not_named_as_a_pods_stays_refused_and_the_log_says_why() {
+    let watched = Watched::start("");
+    let stranger = watched.mesh.world.pod("stranger", Side::A);
+    let container = watched.mesh.world.cgroup("pods/somebody");
+    let _pause = watched.pause(&stranger, &container);
+    let told = || watched.mesh.agents[0].said().matches("no cgroup that is named as kubelet names a pod's").count();
+    let refused = || assert!(!reaches(&stranger.namespace, &container, watched.web.at(80)));
+    refused();
+    wait::until("it is told", || (told() > 0).then_some(()));
+    refused();
+    // Another one that is looked at after it shows that it has been looked at twice.
+    let other = watched.mesh.world.pod("other", Side::A);
+    let named = watched.container(&other);
+    let _pause = watched.pause(&other, &named);
+    let _ = reaches(&other.namespace, &named, watched.web.at(80));
+    until_left_alone(&watched.mesh, &other);
+    refused();
+    assert_eq!(told(), 1, "once");
+}
+
+#[test]
 fn a_process_that_ends_at_once_is_known_by_its_container() {
     let watched = Watched::start("");
     let stranger = watched.mesh.world.pod("stranger", Side::A);
