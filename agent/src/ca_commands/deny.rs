@@ -55,7 +55,7 @@ struct Kind {
     /// A leaf's, an intermediate's or an anchor's key: SHA-256 of its SubjectPublicKeyInfo, 64 hex digits.
     #[arg(long, value_name = "HASH")]
     key: Option<String>,
-    /// One certificate, by its serial number in hex; of another trust domain DOMAIN/SERIAL.
+    /// One certificate, a leaf's or an intermediate's, by its serial number in hex; of another trust domain DOMAIN/SERIAL.
     #[arg(long, value_name = "SERIAL")]
     serial: Option<String>,
     /// Every pod that the directory has on this node.
