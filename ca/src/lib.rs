@@ -7,6 +7,7 @@
 //! | `authority` | root and issuing CA, and what their certificates look like |
 //! | [`issuing`], [`ends`] | another issuing CA under the same root, and when it is time for one |
 //! | `csr`, `claims` | what a certificate request must be, and whose key it is |
+//! | `crl`, [`revoking`] | what a certificate revocation list must be, and what it denies |
 //! | `limits`, `turns` | how much a node may ask for, how much is worked on at once, and whose turn it is |
 //! | `keys` | private keys as files, under a passphrase |
 //! | [`state_files`] | files that nobody else may change, and keys that nobody else may read |
@@ -35,12 +36,19 @@ mod authority;
 mod claims;
 pub mod config;
 mod connection;
+mod crl;
+#[cfg(test)]
+#[path = "../../fuzz/checks/crl.rs"]
+mod crl_check;
 mod csr;
 #[cfg(test)]
 #[path = "../../fuzz/checks/csr.rs"]
 mod csr_check;
 mod current;
 pub mod deny;
+#[cfg(test)]
+#[path = "../../fuzz/checks/der_tree.rs"]
+mod der_tree;
 mod directory;
 pub mod ends;
 pub mod federation;
@@ -51,6 +59,7 @@ pub mod operate;
 pub mod outside;
 mod peer;
 mod places;
+pub mod revoking;
 pub mod rotating;
 mod rotation;
 mod server;
