@@ -149,12 +149,10 @@ struct Said {
 
 impl Said {
     fn of(extensions: &[Extension]) -> Result<Self, BadCrl> {
-        check_once(extensions)?;
+        check(extensions)?;
         let (mut number, mut key) = (None, None);
         for extension in extensions {
             match extension.extn_id {
-                BaseCrlNumber::OID => return Err(BadCrl::Delta),
-                ISSUING_DISTRIBUTION_POINT => return Err(BadCrl::Partial),
                 CrlNumber::OID => number = Some(counted(&value::<CrlNumber>(extension)?)?),
                 AuthorityKeyIdentifier::OID => key = Some(value(extension)?),
                 other if extension.critical => return Err(BadCrl::CriticalExtension(other.to_string())),
@@ -165,20 +163,24 @@ impl Said {
     }
 }
 
-fn check_once(extensions: &[Extension]) -> Result<(), BadCrl> {
+/// Whether each is there once, and none says that the list is of another kind: not even in a wrong place.
+fn check(extensions: &[Extension]) -> Result<(), BadCrl> {
     let mut known = HashSet::new();
-    if extensions.iter().all(|extension| known.insert(extension.extn_id)) {
-        Ok(())
-    } else {
-        Err(BadCrl::DuplicateExtension)
+    for extension in extensions {
+        match extension.extn_id {
+            BaseCrlNumber::OID => return Err(BadCrl::Delta),
+            ISSUING_DISTRIBUTION_POINT => return Err(BadCrl::Partial),
+            CERTIFICATE_ISSUER => return Err(BadCrl::Indirect),
+            other if !known.insert(other) => return Err(BadCrl::DuplicateExtension),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// What is in an extension, which is DER of its own.
-fn value<T: for<'a> Decode<'a> + Encode>(extension: &Extension) -> Result<T, BadCrl> {
-    let der = extension.extn_value.as_bytes();
-    let value = T::from_der(der).map_err(|_| BadCrl::Malformed)?;
-    if value.to_der().ok().as_deref() == Some(der) { Ok(value) } else { Err(BadCrl::Malformed) }
+fn value<T: for<'a> Decode<'a>>(extension: &Extension) -> Result<T, BadCrl> {
+    T::from_der(extension.extn_value.as_bytes()).map_err(|_| BadCrl::Malformed)
 }
 
 fn counted(number: &CrlNumber) -> Result<String, BadCrl> {
@@ -314,12 +316,11 @@ fn entry(entry: &RevokedCert) -> Result<Revoked, BadCrl> {
         Some([]) => return Err(BadCrl::Malformed),
         extensions => extensions.unwrap_or_default(),
     };
-    check_once(extensions)?;
+    check(extensions)?;
     let mut reason = CrlReason::Unspecified;
     for extension in extensions {
         match extension.extn_id {
             CrlReason::OID => reason = value(extension)?,
-            CERTIFICATE_ISSUER => return Err(BadCrl::Indirect),
             INVALIDITY_DATE => {}
             other if extension.critical => return Err(BadCrl::CriticalExtension(other.to_string())),
             _ => {}

@@ -130,6 +130,11 @@ fn a_list_is_strict_der_and_nothing_else() {
     assert_eq!(good[1], 0x82);
     let ber = [&[0x30, 0x83, 0], &good[2..]].concat();
     assert_eq!(why(&ber, &[&ca]), Some(BadCrl::Malformed));
+    // An extension that says that it is not critical, which is said by saying nothing: the identifier twice, and of the second a BOOLEAN.
+    let signed = CertificateList::from_der(&good).unwrap().tbs_cert_list.to_der().unwrap();
+    let changed = crate::der_tree::changed(&signed, &[b"\x00"], &[0, 40, 0, 0, 3, 41, 0, 1, 5, 41, 0, 0]);
+    assert_eq!(changed.len(), signed.len() + 3);
+    assert_eq!(why(&crate::der_tree::signed_by(ca.key(), &changed).unwrap(), &[&ca]), Some(BadCrl::Malformed));
     assert_eq!(why(ca.der(), &[&ca]), Some(BadCrl::Malformed), "it is a certificate");
     assert_eq!(verdict(|list| list.version = Version::V1), Some(BadCrl::Malformed));
     assert_eq!(verdict(|list| list.revoked_certificates = Some(vec![])), Some(BadCrl::Malformed));
@@ -275,6 +280,8 @@ fn a_list_is_in_force() {
 fn a_list_is_whole_and_speaks_for_its_issuer_alone() {
     let delta: Bend = |list| extensions(list).push(extension(oid("2.5.29.27"), true, &[2, 1, 1]));
     assert_eq!(verdict(delta), Some(BadCrl::Delta));
+    let misplaced: Bend = |list| entry_extensions(list).push(extension(oid("2.5.29.27"), false, &[2, 1, 1]));
+    assert_eq!(verdict(misplaced), Some(BadCrl::Delta), "wherever it says so");
     let taken_back: Bend = |list| entry_extensions(list)[0].extn_value = OctetString::new([10, 1, 8]).unwrap();
     assert_eq!(verdict(taken_back), Some(BadCrl::Delta), "nothing is taken back by a full list");
     for critical in [true, false] {

@@ -236,6 +236,9 @@ fn an_intermediates_list_is_taken_with_its_certificate() {
     world.refused(with(&low, &[&low]), "CN=low was signed by no CA of that trust domain");
     world.refused(with(&too_low, &[&too_low]), "CN=too low was signed by no CA of that trust domain");
     world.refused(with(&stranger, &[&middle]), "CN=stranger is no CA of that trust domain");
+    let namesake = root("theirs", BasicConstraints::Unconstrained);
+    let forged = below(&namesake, "middle");
+    world.refused(with(&forged, &[&forged]), "CN=middle was signed by no CA of that trust domain");
     world.refused(with(&middle, &[]), "it has 0 certificates");
     world.refused(with(&middle, &[&middle; 6]), "it has 6 certificates");
     let mut leaf = params("leaf", BasicConstraints::Unconstrained);

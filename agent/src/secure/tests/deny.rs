@@ -90,6 +90,18 @@ fn a_path_without_the_denied_key_is_accepted() {
 }
 
 #[test]
+fn without_a_list_a_certificate_is_taken_wherever_it_says_that_there_is_one() {
+    let point = || vec![rcgen::CrlDistributionPoint { uris: vec!["http://crl.test/ca.crl".to_owned()] }];
+    let root = Authority::root();
+    let between = root.below_bent(|params| params.crl_distribution_points = point());
+    let (leaf, _) = between.issue(&Bent::leaf(WEB, "uid-web").with(|params| params.crl_distribution_points = point()));
+    let chain = [between.certificate.clone()];
+    for role in [Role::Client, Role::Server] {
+        assert!(verify(&leaf, &chain, role, &root.trust(), UnixTime::now()).is_ok(), "{role:?}");
+    }
+}
+
+#[test]
 fn a_revoked_intermediate_takes_those_below_it_and_no_others() {
     let root = Authority::root();
     let [revoked, other] = [(); 2].map(|()| root.below(&[KeyUsagePurpose::KeyCertSign]));
