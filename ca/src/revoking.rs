@@ -64,11 +64,12 @@ pub fn import(config: &Config, wish: &Wish) -> Result<Imported, CaError> {
         admit(&mut issuers, &brought, state::now()).map_err(wrong(path))?;
     }
     let list = crl::read(&der(&wish.list)?, &issuers, state::now()).map_err(wrong(&wish.list))?;
-    let entries = entries(&list, &wish.trust_domain);
-    let all = entries.len();
-    let new = storage.change(|state| state.deny_all(entries))?.map_err(wrong(&wish.list))?;
     let is_own = wish.trust_domain == config.trust_domain;
     let revokes_issuing = is_own && revokes_issuing(&storage, &list)?;
+    let entries = entries(&list, &wish.trust_domain);
+    let all = entries.len();
+    // What fails later than this has denied already.
+    let new = storage.change(|state| state.deny_all(entries))?.map_err(wrong(&wish.list))?;
     Ok(Imported { number: list.number, issuer: list.issuer, new, known: all - new, revokes_issuing })
 }
 
