@@ -1,12 +1,12 @@
 //! Whom nobody speaks with any more, whatever certificate it shows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use thiserror::Error;
 
 use crate::directory::Directory;
 use crate::identity::{Hex, KeyHash, PodUid, SpiffeId, TrustDomain};
-use crate::policy::VerifiedPeer;
+use crate::policy::{AcceptedPath, VerifiedPeer};
 
 /// What an operator has denied. An immutable snapshot; whoever is not named is not touched, siblings included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,13 +17,18 @@ pub struct DenyList {
     pub pods: HashSet<PodUid>,
     /// Keys of leaves, intermediates and anchors: every path that leads over one.
     pub keys: HashSet<KeyHash>,
-    /// Single certificates: the trust domain that issued each, and its serial number in lower-case hex without leading zero bytes.
-    pub serials: HashSet<(TrustDomain, String)>,
+    /// Single certificates, of leaves and of intermediates.
+    pub serials: Serials,
     /// Nodes: every pod that the directory has there.
     pub nodes: HashSet<String>,
     /// Whole trust domains.
     pub trust_domains: HashSet<TrustDomain>,
 }
+
+/// Serial numbers in lower-case hex without leading zero bytes, by the trust domain that issued the certificates. A revocation list
+/// may bring thousands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Serials(HashMap<TrustDomain, HashSet<String>>);
 
 /// Which entry of the deny-list it was.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -83,23 +88,18 @@ impl DenyList {
         if let Some(uid) = uid.filter(|uid| self.pods.contains(*uid)) {
             return Err(Denied::Pod(uid.clone()));
         }
-        // Most lists have none, and a look-up needs a pair of its own.
-        let named = |(domain, denied): &&(TrustDomain, String)| domain == trust_domain && denied == serial;
-        match self.serials.iter().find(named).cloned() {
-            Some((trust_domain, serial)) => Err(Denied::Serial { trust_domain, serial }),
-            None => Ok(()),
-        }
+        self.serials.check(trust_domain, serial)
     }
 
-    /// Judges a path by its keys, in their order.
+    /// Judges the path by which a certificate of this trust domain is believed: its keys, and the certificates between leaf and anchor.
     ///
     /// # Errors
-    /// [`Denied::Key`].
-    pub fn check_keys<'k>(&self, keys: impl IntoIterator<Item = &'k KeyHash>) -> Result<(), Denied> {
-        match keys.into_iter().find(|key| self.keys.contains(*key)) {
-            Some(key) => Err(Denied::Key(*key)),
-            None => Ok(()),
+    /// [`Denied::Key`] or [`Denied::Serial`].
+    pub fn check_path(&self, trust_domain: &TrustDomain, path: &AcceptedPath) -> Result<(), Denied> {
+        if let Some(key) = path.keys().iter().find(|key| self.keys.contains(*key)) {
+            return Err(Denied::Key(*key));
         }
+        path.between().iter().try_for_each(|serial| self.serials.check(trust_domain, serial))
     }
 
     /// Judges a peer by what it has proved, and by where the directory has it.
@@ -108,12 +108,44 @@ impl DenyList {
     /// [`Denied`].
     pub fn check(&self, peer: &VerifiedPeer, directory: &Directory) -> Result<(), Denied> {
         self.check_names(peer.identity(), peer.uid(), peer.serial())?;
-        self.check_keys(peer.path())?;
+        self.check_path(peer.identity().trust_domain(), peer.path())?;
         let pod = peer.uid().and_then(|uid| directory.by_uid(uid));
         match pod.filter(|pod| self.nodes.contains(&pod.node)) {
             Some(pod) => Err(Denied::Node(pod.node.clone())),
             None => Ok(()),
         }
+    }
+}
+
+impl Serials {
+    /// Denies one.
+    pub fn insert(&mut self, trust_domain: TrustDomain, serial: String) {
+        self.0.entry(trust_domain).or_default().insert(serial);
+    }
+
+    /// Whether it is denied.
+    pub fn contains(&self, trust_domain: &TrustDomain, serial: &str) -> bool {
+        self.0.get(trust_domain).is_some_and(|serials| serials.contains(serial))
+    }
+
+    /// All, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&TrustDomain, &str)> {
+        self.0.iter().flat_map(|(domain, serials)| serials.iter().map(move |serial| (domain, serial.as_str())))
+    }
+
+    fn check(&self, trust_domain: &TrustDomain, serial: &str) -> Result<(), Denied> {
+        if self.contains(trust_domain, serial) {
+            return Err(Denied::Serial { trust_domain: trust_domain.clone(), serial: serial.to_owned() });
+        }
+        Ok(())
+    }
+}
+
+impl FromIterator<(TrustDomain, String)> for Serials {
+    fn from_iter<I: IntoIterator<Item = (TrustDomain, String)>>(pairs: I) -> Self {
+        let mut serials = Self::default();
+        pairs.into_iter().for_each(|(domain, serial)| serials.insert(domain, serial));
+        serials
     }
 }
 
@@ -128,8 +160,8 @@ mod tests {
 
     /// A pod of the service account `web`, by its own leaf, one intermediate and one anchor.
     fn web(uid: &str, leaf: u8) -> VerifiedPeer {
-        let path = [[leaf; 32], [0xee; 32], [0xff; 32]];
-        VerifiedPeer::assertion(WEB.parse().unwrap(), Some(uid.parse().unwrap()), format!("{leaf:02x}"), 0, path.into())
+        let path = AcceptedPath::new([[leaf; 32], [0xee; 32], [0xff; 32]], ["ee".to_owned()]);
+        VerifiedPeer::assertion(WEB.parse().unwrap(), Some(uid.parse().unwrap()), format!("{leaf:02x}"), 0, path)
     }
 
     /// What becomes of `uid-web`, of its sibling `uid-web2` on another node, and of somebody else.
@@ -140,7 +172,8 @@ mod tests {
             crate::directory::Pod { node: "node2".into(), identity: WEB.parse().unwrap(), ..pod("web2", "10.0.0.3") };
         let all = directory(vec![pod("web", "10.0.0.2"), sibling, pod("client", "10.0.0.1")]);
         let client = "spiffe://other.mantle/ns/shop/sa/client".parse().unwrap();
-        let client = VerifiedPeer::assertion(client, None, "01".into(), 0, [[9; 32], [8; 32]].into());
+        let path = AcceptedPath::new([[9; 32], [7; 32], [8; 32]], ["ee".to_owned()]);
+        let client = VerifiedPeer::assertion(client, None, "01".into(), 0, path);
         [web("uid-web", 1), web("uid-web2", 2), client]
             .map(|peer| list.check(&peer, &all).map_err(|denied| denied.label()))
     }
@@ -156,8 +189,8 @@ mod tests {
         assert_eq!(judged(|list| _ = list.pods.insert("uid-web".parse().unwrap())), only("denied_pod"));
         assert_eq!(judged(|list| _ = list.keys.insert([1; 32])), only("denied_key"));
         assert_eq!(judged(|list| _ = list.nodes.insert("node".into())), only("denied_node"));
-        let serial = ("test.mantle".parse().unwrap(), "01".to_owned());
-        assert_eq!(judged(|list| _ = list.serials.insert(serial)), only("denied_serial"), "of that trust domain");
+        let serial = judged(|list| list.serials.insert("test.mantle".parse().unwrap(), "01".to_owned()));
+        assert_eq!(serial, only("denied_serial"), "of that trust domain");
     }
 
     #[test]
@@ -166,6 +199,8 @@ mod tests {
         assert_eq!(judged(|list| _ = list.identities.insert(WEB.parse().unwrap())), both("denied_identity"));
         assert_eq!(judged(|list| _ = list.keys.insert([0xee; 32])), both("denied_key"), "the one between");
         assert_eq!(judged(|list| _ = list.keys.insert([0xff; 32])), both("denied_key"), "the anchor");
+        let between = judged(|list| list.serials.insert("test.mantle".parse().unwrap(), "ee".to_owned()));
+        assert_eq!(between, both("denied_serial"), "the one between, of that trust domain");
         let domain = judged(|list| _ = list.trust_domains.insert("test.mantle".parse().unwrap()));
         assert_eq!(domain, both("denied_trust_domain"));
     }
@@ -183,7 +218,8 @@ mod tests {
     #[test]
     fn the_words_name_the_entry() {
         let denied = DenyList { keys: HashSet::from([[0xab; 32]]), ..DenyList::default() };
-        let denied = denied.check_keys(&[[1; 32], [0xab; 32]]).unwrap_err();
+        let path = AcceptedPath::new([[1; 32], [0xab; 32]], []);
+        let denied = denied.check_path(&"test.mantle".parse().unwrap(), &path).unwrap_err();
         assert_eq!(denied.to_string(), format!("key {} is denied", "ab".repeat(32)));
     }
 }

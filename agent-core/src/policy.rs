@@ -83,18 +83,42 @@ pub struct VerifiedPeer {
     uid: Option<PodUid>,
     serial: String,
     not_after: u64,
-    path: Arc<[KeyHash]>,
+    path: AcceptedPath,
+}
+
+/// The path by which a certificate was believed. Cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AcceptedPath {
+    keys: Arc<[KeyHash]>,
+    between: Arc<[String]>,
+}
+
+impl AcceptedPath {
+    /// The keys from the leaf's to the anchor's, and the serial numbers, in hex, of the certificates between the two.
+    pub fn new(keys: impl Into<Arc<[KeyHash]>>, between: impl Into<Arc<[String]>>) -> Self {
+        Self { keys: keys.into(), between: between.into() }
+    }
+
+    /// The keys, from the leaf's to the anchor's.
+    pub fn keys(&self) -> &[KeyHash] {
+        &self.keys
+    }
+
+    /// The serial numbers of the intermediates' certificates, in hex.
+    pub fn between(&self) -> &[String] {
+        &self.between
+    }
 }
 
 impl VerifiedPeer {
     /// Asserts that a handshake with this peer has finished and its certificate was verified. To be called by the
-    /// verifier alone. `not_after` is in seconds since 1970; `path` is the accepted path's keys, from the leaf's to the anchor's.
+    /// verifier alone. `not_after` is in seconds since 1970.
     pub fn assertion(
         identity: SpiffeId,
         uid: Option<PodUid>,
         serial: String,
         not_after: u64,
-        path: Arc<[KeyHash]>,
+        path: AcceptedPath,
     ) -> Self {
         Self { identity, uid, serial, not_after, path }
     }
@@ -119,14 +143,14 @@ impl VerifiedPeer {
         self.not_after
     }
 
-    /// The keys of the path that was accepted, from the leaf's to the anchor's.
-    pub fn path(&self) -> &[KeyHash] {
+    /// The path that was accepted.
+    pub fn path(&self) -> &AcceptedPath {
         &self.path
     }
 
     /// The key of the anchor that vouched for it.
     pub fn anchor(&self) -> Option<&KeyHash> {
-        self.path.last()
+        self.path.keys().last()
     }
 }
 

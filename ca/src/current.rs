@@ -138,7 +138,7 @@ pub(crate) async fn follow(follower: Arc<Follower>) {
 }
 
 impl Current {
-    /// Whether the agent is still let in: by the node's key, and by a certificate that nobody denied signed.
+    /// Whether the agent is still let in: by the node's key, and by a certificate that is not denied, nor one above it.
     ///
     /// # Errors
     /// Why it is not.
@@ -148,6 +148,10 @@ impl Current {
         }
         if agent.path.iter().any(|key| self.denied.has_key(key)) {
             return Err("a key of the agent's certificate is denied: attest again");
+        }
+        let domain = self.authority.trust_domain();
+        if agent.serials.iter().any(|serial| self.denied.has_serial(domain, serial)) {
+            return Err("the agent's certificate, or one above it, is denied: attest again");
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use agent_core::directory::Pod;
 use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use x509_parser::prelude::X509Certificate;
 
 use crate::token::{KeyHash, from_hex, is_node_name, to_hex};
 use crate::wire::{DeniedSerial, DenyList};
@@ -30,7 +31,7 @@ pub enum Denied {
     Pod(String),
     /// A key of a leaf, an intermediate or an anchor: SHA-256 of its SubjectPublicKeyInfo, in hex.
     Key(String),
-    /// One certificate.
+    /// One certificate, a leaf's or an intermediate's.
     Serial {
         /// Whose trust domain it is of.
         trust_domain: String,
@@ -120,7 +121,11 @@ impl Denied {
         domain.parse::<TrustDomain>().map_err(|error| NotDeniable::Name(domain.to_owned(), error))?;
         let digits = serial.replace(':', "").to_ascii_lowercase();
         let is_hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit()) && digits.len() % 2 == 0;
-        let serial = digits.strip_prefix("00").unwrap_or(&digits);
+        // Agents take no update with a number that has zero bytes before it.
+        let mut serial = digits.as_str();
+        while let Some(rest) = serial.strip_prefix("00") {
+            serial = rest;
+        }
         if !is_hex || serial.is_empty() || serial.len() > 2 * LONGEST_SERIAL {
             return Err(NotDeniable::Serial(text.to_owned()));
         }
@@ -174,6 +179,12 @@ impl Index {
         !self.reasons.is_empty() && self.reasons.contains_key(&Denied::Key(to_hex(key)))
     }
 
+    /// Whether a certificate of this trust domain is denied by its serial number.
+    pub(crate) fn has_serial(&self, trust_domain: &TrustDomain, serial: &str) -> bool {
+        let what = || Denied::Serial { trust_domain: trust_domain.to_string(), serial: serial.to_owned() };
+        !self.reasons.is_empty() && self.reasons.contains_key(&what())
+    }
+
     /// What denies a pod with this key a certificate, and why, if anything does.
     pub(crate) fn of_pod(&self, pod: &Pod, key: &KeyHash) -> Option<(&Denied, &str)> {
         if self.reasons.is_empty() {
@@ -193,6 +204,12 @@ impl Index {
 /// Whether there is room for no more.
 pub(crate) fn is_full(entries: &[Entry]) -> bool {
     entries.len() >= MOST || entries.iter().map(|entry| entry.what.to_string().len()).sum::<usize>() >= MOST_BYTES
+}
+
+/// A certificate's serial number as the list has it.
+pub(crate) fn serial_of(certificate: &X509Certificate<'_>) -> String {
+    let bytes = certificate.raw_serial();
+    to_hex(bytes.strip_prefix(&[0]).unwrap_or(bytes))
 }
 
 /// As the agents are told.
@@ -223,8 +240,9 @@ mod tests {
         let serial = |text: &str| Denied::serial(text, &own).map(|denied| denied.to_string());
         assert_eq!(serial("4A:0b").unwrap(), "serial test.mantle/4a0b");
         assert_eq!(serial("00ff").unwrap(), "serial test.mantle/ff", "the zero is the sign's, not the number's");
+        assert_eq!(serial("0000ff").unwrap(), "serial test.mantle/ff", "agents take none with more of them");
         assert_eq!(serial("other.org/4a").unwrap(), "serial other.org/4a");
-        for text in ["", "4", "4g", "00", "Other/4a", &"ab".repeat(21)] {
+        for text in ["", "4", "4g", "00", "0000", "Other/4a", &"ab".repeat(21)] {
             assert!(serial(text).is_err(), "{text}");
         }
     }

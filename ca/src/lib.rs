@@ -7,6 +7,7 @@
 //! | `authority` | root and issuing CA, and what their certificates look like |
 //! | [`issuing`], [`ends`] | another issuing CA under the same root, and when it is time for one |
 //! | `csr`, `claims` | what a certificate request must be, and whose key it is |
+//! | `crl`, [`revoking`] | what a certificate revocation list must be, and what it denies |
 //! | `limits`, `turns` | how much a node may ask for, how much is worked on at once, and whose turn it is |
 //! | `keys`, `passphrase` | private keys as files, under a passphrase |
 //! | [`state_files`] | files that nobody else may change, and keys that nobody else may read |
@@ -40,12 +41,19 @@ mod bundle_check;
 mod claims;
 pub mod config;
 mod connection;
+mod crl;
+#[cfg(test)]
+#[path = "../../fuzz/checks/crl.rs"]
+mod crl_check;
 mod csr;
 #[cfg(test)]
 #[path = "../../fuzz/checks/csr.rs"]
 mod csr_check;
 mod current;
 pub mod deny;
+#[cfg(test)]
+#[path = "../../fuzz/checks/der_tree.rs"]
+mod der_tree;
 mod directory;
 pub mod ends;
 pub mod federation;
@@ -57,6 +65,7 @@ pub mod outside;
 mod passphrase;
 mod peer;
 mod places;
+pub mod revoking;
 pub mod rotating;
 mod rotation;
 mod server;

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::deny::serial_of;
 use crate::token::{KeyHash, from_hex};
 
 /// A challenge for `Attest`.
@@ -36,6 +37,8 @@ pub(crate) struct Agent {
     pub(crate) own_key: KeyHash,
     /// The keys of the certificates that it came with, its own first: who signed it can be denied.
     pub(crate) path: Vec<KeyHash>,
+    /// The serial numbers of the same certificates.
+    pub(crate) serials: Vec<String>,
     /// When the certificate ends.
     pub(crate) until: SystemTime,
 }
@@ -76,13 +79,16 @@ impl Agent {
         let node_key = from_hex(certificate.subject().iter_common_name().next()?.as_str().ok()?)?;
         let ends = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
         let key = |certificate: &X509Certificate<'_>| Sha256::digest(certificate.public_key().raw).into();
-        let path = chain.iter().map(|der| X509Certificate::from_der(der).map(|(_, one)| key(&one)).ok());
+        // TLS has verified it by what is here and nothing else.
+        let read =
+            chain.iter().map(|der| X509Certificate::from_der(der).map(|(_, one)| (key(&one), serial_of(&one))).ok());
+        let (path, serials) = read.collect::<Option<Vec<_>>>()?.into_iter().unzip();
         Some(Self {
             node: node.to_owned(),
             node_key,
             own_key: key(&certificate),
-            // TLS has verified it by what is here and nothing else.
-            path: path.collect::<Option<_>>()?,
+            path,
+            serials,
             until: UNIX_EPOCH + Duration::from_secs(ends),
         })
     }

@@ -1,6 +1,6 @@
 //! What has one writer: join tokens, pinned node keys, and what Watch tells the agents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_core::identity::SpiffeId;
@@ -274,14 +274,24 @@ impl State {
     /// # Errors
     /// The list is full.
     pub(crate) fn deny(&mut self, entry: deny::Entry) -> Result<bool, deny::Full> {
-        if self.published.deny.iter().any(|known| known.what == entry.what) {
-            return Ok(false);
-        }
-        if deny::is_full(&self.published.deny) {
+        self.deny_all(vec![entry]).map(|new| new == 1)
+    }
+
+    /// Denies all of them, or none if there is no room for all. How many were not denied before.
+    ///
+    /// # Errors
+    /// The list would be too full.
+    pub(crate) fn deny_all(&mut self, entries: Vec<deny::Entry>) -> Result<usize, deny::Full> {
+        let mut known: HashSet<&Denied> = self.published.deny.iter().map(|known| &known.what).collect();
+        let new: Vec<_> = entries.iter().filter(|entry| known.insert(&entry.what)).cloned().collect();
+        let mut all = self.published.deny.clone();
+        let count = new.len();
+        all.extend(new);
+        if count > 0 && all.split_last().is_some_and(|(_, before)| deny::is_full(before)) {
             return Err(deny::Full);
         }
-        self.published.deny.push(entry);
-        Ok(true)
+        self.published.deny = all;
+        Ok(count)
     }
 
     /// Denies it no more. False if it was not denied.

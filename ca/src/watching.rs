@@ -187,6 +187,7 @@ mod tests {
                     node_key: [1; 32],
                     own_key: [2; 32],
                     path: Vec::new(),
+                    serials: Vec::new(),
                     until,
                 },
                 stream: agents.connected("node-a"),

@@ -14,11 +14,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer as _;
 
 use super::csr::proved_key;
-
-#[path = "der_tree.rs"]
-mod der_tree;
-
-use der_tree::{changed, signed_by};
+use super::der_tree::{changed, signed_by};
 
 const IDENTITY: &str = "spiffe://test.mantle/ns/shop/sa/web";
 

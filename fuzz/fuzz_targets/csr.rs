@@ -8,6 +8,9 @@ mod intake {
 
     #[path = "../../fuzz/checks/csr.rs"]
     pub(crate) mod check;
+
+    #[path = "../../fuzz/checks/der_tree.rs"]
+    mod der_tree;
 }
 
 /// As the CA has it.

@@ -117,6 +117,13 @@ impl Ca {
         self.operate(&["deny", "remove"], what, &[]);
     }
 
+    /// Runs `mantle ca deny import` for a revocation list of our own trust domain, whether the CA runs or not.
+    #[track_caller]
+    pub fn import_crl(&self, list: &Path) {
+        let list = list.to_str().must("a path is text");
+        self.operate(&["deny", "import"], ["--trust-domain", crate::TRUST_DOMAIN], &[list]);
+    }
+
     /// Runs `mantle ca rotate` with these words. What it prints, or why it refuses.
     ///
     /// # Errors

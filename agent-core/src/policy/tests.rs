@@ -8,7 +8,7 @@ use crate::route::{Choice, Route, resolve};
 
 fn peer(identity: &str, uid: Option<&str>) -> VerifiedPeer {
     let uid = uid.map(|uid| uid.parse().unwrap());
-    VerifiedPeer::assertion(identity.parse().unwrap(), uid, "01".into(), 0, [].into())
+    VerifiedPeer::assertion(identity.parse().unwrap(), uid, "01".into(), 0, AcceptedPath::default())
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use agent_core::directory::Pod;
+use agent_core::identity::TrustDomain;
 use ca::config::Config;
 use ca::deny::{Denied, NotDeniable};
+use ca::revoking::{self, Imported, Wish};
 use clap::{Args, Subcommand};
 
 use super::{moment, operate, print, read_config};
@@ -29,12 +31,35 @@ pub(super) enum Deny {
         #[command(flatten)]
         what: What,
     },
+    /// Deny every certificate that a revocation list (CRL) revokes. Bring each new list as it comes: none is fetched.
+    ///
+    /// The list is a full one, in DER or PEM, in force, 1 MiB at most, and signed by a CA of the trust domain: our own root or issuing
+    /// CA, an anchor of one that is federated with, or whom `--issuer` shows. It is taken whole or not at all. Its serial numbers are
+    /// denied for the trust domain, whoever of it issued them, and stay so until they are removed: no list takes anything back.
+    Import(Import),
     /// Print the list, one entry a line: when, by whom, what, why.
     List {
         /// The CA's configuration (YAML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+}
+
+/// Where a revocation list is, and whose.
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// The CA's configuration (YAML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The list: DER, or one `X509 CRL` in PEM; at most 1 MiB.
+    #[arg(value_name = "FILE")]
+    list: PathBuf,
+    /// Whose certificates it is about; by default our own trust domain's.
+    #[arg(long, value_name = "DOMAIN")]
+    trust_domain: Option<TrustDomain>,
+    /// Its issuer's certificate, where that is an intermediate that the CA does not have, and up to four above it (PEM).
+    #[arg(long, value_name = "PEM")]
+    issuer: Option<PathBuf>,
 }
 
 /// Exactly one thing.
@@ -59,7 +84,7 @@ struct Kind {
     /// A leaf's, an intermediate's or an anchor's key: SHA-256 of its SubjectPublicKeyInfo, 64 hex digits.
     #[arg(long, value_name = "HASH")]
     key: Option<String>,
-    /// One certificate, by its serial number in hex; of another trust domain DOMAIN/SERIAL.
+    /// One certificate, a leaf's or an intermediate's, by its serial number in hex; of another trust domain DOMAIN/SERIAL.
     #[arg(long, value_name = "SERIAL")]
     serial: Option<String>,
     /// Every pod that the directory has on this node.
@@ -99,6 +124,7 @@ impl Deny {
                 }
                 print(&format!("{what} is denied no more"))
             }
+            Self::Import(import) => import.run(),
             Self::List { config } => {
                 for line in operate::denied(&read_config(&config)?)? {
                     print(&format!("{} {} {}: {}", moment(line.since), line.by, line.what, line.reason))?;
@@ -133,6 +159,21 @@ fn doubt(config: &Config, what: &Denied) -> Result<Option<String>, AppError> {
     let place =
         if matches!(what, Denied::TrustDomain(_)) { "this CA does not believe" } else { "the directory does not have" };
     Ok((!known).then(|| format!("{place} {what}")))
+}
+
+impl Import {
+    fn run(self) -> Result<(), AppError> {
+        let config = read_config(&self.config)?;
+        let trust_domain = self.trust_domain.unwrap_or_else(|| config.trust_domain.clone());
+        let wish = Wish { list: self.list, trust_domain, issuer: self.issuer };
+        let Imported { number, issuer, new, known, revokes_issuing } = revoking::import(&config, &wish)?;
+        print(&format!("CRL {number} of {issuer}: {new} denied from now on, {known} were denied before"))?;
+        if revokes_issuing {
+            let what = "it revokes the issuing CA that is in use: nobody is believed by it any more; make another one";
+            print(&format!("{what} with `mantle ca rotate issuing`"))?;
+        }
+        Ok(())
+    }
 }
 
 impl Kind {

@@ -20,7 +20,7 @@ fn inheritance() -> Inheritance {
         identities: ["spiffe://test.mantle/ns/shop/sa/db".parse().unwrap()].into(),
         pods: ["uid-db".parse().unwrap()].into(),
         keys: [[0xab; 32]].into(),
-        serials: [("test.mantle".parse().unwrap(), "01ff".to_owned())].into(),
+        serials: [("test.mantle".parse().unwrap(), "01ff".to_owned())].into_iter().collect(),
         nodes: ["node-b".to_owned()].into(),
         trust_domains: ["other.mantle".parse().unwrap()].into(),
     };

@@ -110,7 +110,7 @@ impl Deny {
             identities: texts(&deny.identities),
             pods: texts(&deny.pods),
             keys: deny.keys.iter().map(|key| to_hex(key)).collect(),
-            serials: deny.serials.iter().map(|(domain, serial)| (domain.to_string(), serial.clone())).collect(),
+            serials: deny.serials.iter().map(|(domain, serial)| (domain.to_string(), serial.to_owned())).collect(),
             nodes: texts(&deny.nodes),
             trust_domains: texts(&deny.trust_domains),
         }

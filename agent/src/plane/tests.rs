@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::task::Poll;
 
 use agent_core::deny::DenyList;
+use agent_core::policy::AcceptedPath;
 
 use super::*;
 use crate::drain::Trigger;
@@ -136,7 +137,7 @@ async fn who_is_no_pod_is_ended_with_its_certificate_and_a_pod_is_not() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let peer = |uid: Option<&PodUid>, not_after| {
         let identity = "spiffe://test.mantle/outside/robot".parse().unwrap();
-        VerifiedPeer::assertion(identity, uid.cloned(), "01".into(), not_after, [].into())
+        VerifiedPeer::assertion(identity, uid.cloned(), "01".into(), not_after, AcceptedPath::default())
     };
     assert_eq!(at_once(plane.outlived(&peer(None, now))).await, Some(()));
     assert_eq!(at_once(plane.outlived(&peer(None, now + 60))).await, None);

@@ -68,6 +68,13 @@ pub(super) fn is_strong(key: &SubjectPublicKeyInfo<'_>) -> bool {
     }
 }
 
+/// The serial number in hex, two digits a byte, without the sign's byte.
+pub(super) fn serial(certificate: &X509Certificate<'_>) -> String {
+    let bytes = certificate.raw_serial();
+    let digits = bytes.strip_prefix(&[0]).unwrap_or(bytes);
+    digits.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// X509-SVID §4.3: who signs certificates is an authority, and its key usage says so.
 pub(super) fn may_sign(authority: &X509Certificate<'_>) -> bool {
     let usage = authority.key_usage().ok().flatten();

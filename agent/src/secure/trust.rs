@@ -141,13 +141,14 @@ impl Trust {
         Err(Withdrawn::Anchor(domain.clone()))
     }
 
-    /// Whether a certificate is worth being shown: its anchor is one of its trust domain's, and neither it nor a key of its path
+    /// Whether a certificate is worth being shown: its anchor is one of its trust domain's, and neither it nor its path
     /// is denied. Dates are not asked for: a clock that is wrong for a while takes nothing away.
     pub fn believes(&self, peer: &VerifiedPeer) -> bool {
         let anchors = self.domains.get(peer.identity().trust_domain()).into_iter().flatten();
         let is_anchored = anchors.into_iter().any(|anchor| peer.anchor() == Some(&anchor.key));
         let names = self.deny.check_names(peer.identity(), None, peer.serial());
-        is_anchored && names.is_ok() && self.deny.check_keys(peer.path()).is_ok()
+        let path = self.deny.check_path(peer.identity().trust_domain(), peer.path());
+        is_anchored && names.is_ok() && path.is_ok()
     }
 
     /// Judges both ends of a tunnel again.

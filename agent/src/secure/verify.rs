@@ -4,10 +4,8 @@
 
 mod leaf;
 
-use std::sync::Arc;
-
-use agent_core::identity::{KeyHash, PodUid, SpiffeId, TrustDomain};
-use agent_core::policy::VerifiedPeer;
+use agent_core::identity::{PodUid, SpiffeId, TrustDomain};
+use agent_core::policy::{AcceptedPath, VerifiedPeer};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
@@ -45,15 +43,14 @@ pub(super) struct Leaf {
     pub(super) serial: String,
     pub(super) not_before: u64,
     pub(super) not_after: u64,
-    /// From its own key to the anchor's.
-    pub(super) path: Arc<[KeyHash]>,
+    pub(super) path: AcceptedPath,
 }
 
 impl Leaf {
     /// To be called after a handshake in which the owner proved to hold the key.
     pub(super) fn proven(&self) -> VerifiedPeer {
         let (identity, uid, serial) = (self.identity.clone(), self.uid.clone(), self.serial.clone());
-        VerifiedPeer::assertion(identity, uid, serial, self.not_after, Arc::clone(&self.path))
+        VerifiedPeer::assertion(identity, uid, serial, self.not_after, self.path.clone())
     }
 }
 

@@ -131,6 +131,12 @@ pub(crate) fn root(storage: &Storage, number: u32) -> Result<CertificateDer<'sta
     certificate(storage, &Names::of(number).root)
 }
 
+/// A generation's root and issuing CA, for which no key is read.
+pub(crate) fn certificates(storage: &Storage, number: u32) -> Result<[CertificateDer<'static>; 2], CaError> {
+    let names = Names::of(number);
+    Ok([certificate(storage, &names.root)?, certificate(storage, &names.issuing)?])
+}
+
 /// When both of a generation end, for which no key is read.
 pub(crate) fn ends(storage: &Storage, number: u32) -> Result<Ends, CaError> {
     let names = Names::of(number);

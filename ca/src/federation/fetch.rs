@@ -1,6 +1,5 @@
 //! One question to another trust domain's bundle endpoint (SPIFFE Federation, §5).
 
-use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,10 +23,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::svid::EndpointVerifier;
+use super::svid::{Denials, EndpointVerifier};
 use super::url::Url;
 use crate::bundle::{Bundle, BundleError, LONGEST};
-use crate::token::KeyHash;
 
 /// From the dial to the last byte.
 const WHOLE: Duration = Duration::from_secs(20);
@@ -36,8 +34,8 @@ const WHOLE: Duration = Duration::from_secs(20);
 pub(crate) enum Proof {
     /// By a name that the roots in this PEM file vouch for.
     Web(PathBuf),
-    /// By this identity, under these anchors of its trust domain, and by none of these keys.
-    Spiffe(SpiffeId, Vec<CertificateDer<'static>>, HashSet<KeyHash>),
+    /// By this identity, under these anchors of its trust domain, and by nothing that is denied.
+    Spiffe(SpiffeId, Vec<CertificateDer<'static>>, Denials),
 }
 
 /// Why nothing was brought.

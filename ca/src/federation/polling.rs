@@ -1,7 +1,7 @@
 //! Asks the endpoints of other trust domains for their bundles, each in its turn. What it brings is kept in the CA's state; how it
 //! went is in `polls.json`, for `mantle ca federation list`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::check_names;
 use super::fetch::{FetchError, Proof, fetch};
+use super::svid::Denials;
 use crate::CaError;
 use crate::authority::Authority;
 use crate::current::{Current, Follower};
@@ -22,7 +23,7 @@ use crate::deny::{Denied, Entry};
 use crate::state::relations::{self, By, NotTaken, Relation, Source};
 use crate::state::{self, State};
 use crate::storage::Storage;
-use crate::token::{KeyHash, from_hex};
+use crate::token::from_hex;
 
 const FILE: &str = "polls.json";
 /// Where a trust domain does not say how often.
@@ -247,7 +248,7 @@ struct ProvedBy {
     endpoint: SpiffeId,
     /// Its own trust domain's, and nobody else's.
     anchors: Vec<CertificateDer<'static>>,
-    denied: HashSet<KeyHash>,
+    denied: Denials,
 }
 
 impl ProvedBy {
@@ -255,10 +256,10 @@ impl ProvedBy {
         Self::in_state(&current.state, &current.authority, endpoint)
     }
 
-    /// Whether that holds still: nothing of it was withdrawn, and no more keys are denied.
+    /// Whether that holds still: nothing of it was withdrawn, and no more is denied.
     fn stands(&self, state: &State, authority: &Authority) -> bool {
         let now = Self::in_state(state, authority, self.endpoint.clone());
-        now.anchors == self.anchors && now.denied.is_subset(&self.denied)
+        now.anchors == self.anchors && now.denied.is_within(&self.denied)
     }
 
     fn in_state(state: &State, authority: &Authority, endpoint: SpiffeId) -> Self {
@@ -276,8 +277,21 @@ impl ProvedBy {
         } else {
             state.federation().get(domain.as_str()).map(Relation::anchors).unwrap_or_default()
         };
-        let key = |entry: &Entry| if let Denied::Key(key) = &entry.what { from_hex(key) } else { None };
-        Self { denied: denied.filter_map(key).collect(), anchors, endpoint }
+        let mut denials = Denials::default();
+        for entry in denied {
+            match &entry.what {
+                Denied::Key(key) => denials.keys.extend(from_hex(key)),
+                Denied::Serial { trust_domain, serial } if trust_domain == domain.as_str() => {
+                    denials.serials.insert(serial.clone());
+                }
+                Denied::Serial { .. }
+                | Denied::Identity(_)
+                | Denied::TrustDomain(_)
+                | Denied::Pod(_)
+                | Denied::Node(_) => {}
+            }
+        }
+        Self { denied: denials, anchors, endpoint }
     }
 }
 
@@ -314,6 +328,9 @@ mod tests {
         assert!(stands_with(&|_| ()));
         assert!(stands_with(&deny(Denied::Pod("uid-web".into()))), "that is another matter");
         assert!(!stands_with(&deny(Denied::Key("07".repeat(32)))));
+        let serial = |domain: &str| Denied::Serial { trust_domain: domain.into(), serial: "4a".into() };
+        assert!(stands_with(&deny(serial("c.test"))), "that is another's certificate");
+        assert!(!stands_with(&deny(serial("b.test"))));
         assert!(!stands_with(&deny(Denied::Identity("spiffe://b.test/ca/bundle".into()))));
         assert!(!stands_with(&deny(Denied::TrustDomain("b.test".into()))));
         assert!(!stands_with(&|state| assert!(state.federation_mut().disable("b.test", by()).unwrap())));

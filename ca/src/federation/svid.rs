@@ -16,6 +16,7 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::deny::serial_of;
 use crate::token::KeyHash;
 
 const MOST_INTERMEDIATES: usize = 5;
@@ -36,7 +37,7 @@ pub(crate) enum NotTheEndpoint {
     KeyUsage,
     #[error("a certificate above its own may not sign certificates")]
     Intermediate,
-    #[error("its key, or one above it, is denied")]
+    #[error("its key or certificate, or one above it, is denied")]
     Denied,
     #[error("its certificate was not issued by an anchor that we have of its trust domain: {0}")]
     Path(webpki::Error),
@@ -47,16 +48,41 @@ pub(crate) enum NotTheEndpoint {
 pub(crate) struct EndpointVerifier {
     anchors: Vec<CertificateDer<'static>>,
     expected: SpiffeId,
-    denied: HashSet<KeyHash>,
+    denied: Denials,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
+/// What vouches for no endpoint of a trust domain, nor is its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Denials {
+    pub(crate) keys: HashSet<KeyHash>,
+    /// Of that trust domain's certificates, in hex.
+    pub(crate) serials: HashSet<String>,
+}
+
+impl Denials {
+    /// Whether the other one denies all of this.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        self.keys.is_subset(&other.keys) && self.serials.is_subset(&other.serials)
+    }
+
+    fn has_key_of(&self, certificate: &X509Certificate<'_>) -> bool {
+        let key: KeyHash = Sha256::digest(certificate.public_key().raw).into();
+        self.keys.contains(&key)
+    }
+
+    /// A leaf's or an intermediate's.
+    fn has(&self, certificate: &X509Certificate<'_>) -> bool {
+        self.has_key_of(certificate) || self.serials.contains(&serial_of(certificate))
+    }
+}
+
 impl EndpointVerifier {
-    /// `anchors` are those of the expected identity's trust domain. No key that is `denied` vouches for it, nor is its own.
+    /// `anchors` are those of the expected identity's trust domain. Nothing that is `denied` vouches for it, nor is its own.
     pub(crate) fn new(
         anchors: Vec<CertificateDer<'static>>,
         expected: SpiffeId,
-        denied: HashSet<KeyHash>,
+        denied: Denials,
         algorithms: WebPkiSupportedAlgorithms,
     ) -> Arc<Self> {
         Arc::new(Self { anchors, expected, denied, algorithms })
@@ -75,7 +101,7 @@ impl EndpointVerifier {
         let parsed = read(leaf)?;
         self.check_name(&parsed)?;
         check_usage(&parsed)?;
-        if self.is_denied(&parsed) {
+        if self.denied.has(&parsed) {
             return Err(NotTheEndpoint::Denied);
         }
         // webpki knows no anchor's dates.
@@ -84,7 +110,7 @@ impl EndpointVerifier {
             let now = x509_parser::time::ASN1Time::from_timestamp(seconds);
             let anchor = X509Certificate::from_der(anchor);
             anchor.is_ok_and(|(_, anchor)| {
-                now.is_ok_and(|now| anchor.validity().is_valid_at(now)) && !self.is_denied(&anchor)
+                now.is_ok_and(|now| anchor.validity().is_valid_at(now)) && !self.denied.has_key_of(&anchor)
             })
         };
         let anchors: Vec<_> =
@@ -108,12 +134,7 @@ impl EndpointVerifier {
         if !may_sign(&parsed) {
             return Err(NotTheEndpoint::Intermediate);
         }
-        if self.is_denied(&parsed) { Err(NotTheEndpoint::Denied) } else { Ok(()) }
-    }
-
-    fn is_denied(&self, certificate: &X509Certificate<'_>) -> bool {
-        let key: KeyHash = Sha256::digest(certificate.public_key().raw).into();
-        self.denied.contains(&key)
+        if self.denied.has(&parsed) { Err(NotTheEndpoint::Denied) } else { Ok(()) }
     }
 
     /// URIs are counted by their tag: a parser that skips one that is not text would see one where there are two.
@@ -208,7 +229,7 @@ mod tests {
     use rcgen::string::Ia5String;
     use rcgen::{
         BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-        PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
+        PKCS_ECDSA_P256_SHA256, SanType,
     };
     use rustls::crypto::aws_lc_rs;
     use std::time::Duration;
@@ -233,20 +254,18 @@ mod tests {
 
     /// What is said of a leaf under an intermediate under a root, each bent.
     fn verdict(root: Bend, intermediate: Bend, leaf: Bend) -> Result<(), NotTheEndpoint> {
-        verdict_without(None, root, intermediate, leaf)
+        verdict_without(&|_| Denials::default(), root, intermediate, leaf)
     }
 
-    /// The same, with the key of one of the three denied.
+    /// The same, with something of the three certificates (root, intermediate, leaf) denied.
     fn verdict_without(
-        denied: Option<usize>,
+        denied: &dyn Fn([&X509Certificate<'_>; 3]) -> Denials,
         root: Bend,
         intermediate: Bend,
         leaf: Bend,
     ) -> Result<(), NotTheEndpoint> {
         let ((root, root_key), (middle, middle_key)) = (authority("root", root), authority("middle", intermediate));
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let keys = [&root_key, &middle_key, &key].map(|key| Sha256::digest(key.subject_public_key_info()).into());
-        let denied = denied.map(|which| keys[which]).into_iter().collect();
         let anchor = root.self_signed(&root_key).unwrap().der().clone();
         let middle_der = middle.signed_by(&middle_key, &Issuer::new(root, root_key)).unwrap().der().clone();
         let mut params = CertificateParams::default();
@@ -256,7 +275,10 @@ mod tests {
         leaf(&mut params);
         let leaf = params.signed_by(&key, &Issuer::new(middle, middle_key)).unwrap().der().clone();
         let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-        let verifier = EndpointVerifier::new(vec![anchor], ID.parse().unwrap(), denied, algorithms);
+        let [(_, one), (_, two), (_, three)] =
+            [&anchor, &middle_der, &leaf].map(|der| X509Certificate::from_der(der).unwrap());
+        let denied = denied([&one, &two, &three]);
+        let verifier = EndpointVerifier::new(vec![anchor.clone()], ID.parse().unwrap(), denied, algorithms);
         verifier.verify(&leaf, &[middle_der], UnixTime::now())
     }
 
@@ -286,10 +308,30 @@ mod tests {
 
     #[test]
     fn no_denied_key_vouches_for_the_endpoint_nor_is_its_own() {
-        let without = |which| verdict_without(Some(which), |_| (), |_| (), |_| ());
+        let without = |which: usize| {
+            let key = |all: [&X509Certificate<'_>; 3]| Sha256::digest(all[which].public_key().raw).into();
+            let denied = |all: [&X509Certificate<'_>; 3]| Denials { keys: [key(all)].into(), ..Denials::default() };
+            verdict_without(&denied, |_| (), |_| (), |_| ())
+        };
         assert!(matches!(without(0), Err(NotTheEndpoint::Path(_))));
         assert_eq!(without(1), Err(NotTheEndpoint::Denied));
         assert_eq!(without(2), Err(NotTheEndpoint::Denied));
+    }
+
+    #[test]
+    fn no_denied_certificate_vouches_for_the_endpoint_nor_is_its_own() {
+        let without = |which: usize| {
+            let denied = |all: [&X509Certificate<'_>; 3]| {
+                let serials = [serial_of(all[which])].into();
+                Denials { serials, ..Denials::default() }
+            };
+            verdict_without(&denied, |_| (), |_| (), |_| ())
+        };
+        assert_eq!(without(0), Ok(()), "an anchor is believed by its key, not by its certificate");
+        assert_eq!(without(1), Err(NotTheEndpoint::Denied));
+        assert_eq!(without(2), Err(NotTheEndpoint::Denied));
+        let another = Denials { serials: ["01".to_owned()].into(), ..Denials::default() };
+        assert_eq!(verdict_without(&|_| another.clone(), |_| (), |_| (), |_| ()), Ok(()));
     }
 
     #[test]

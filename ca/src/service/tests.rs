@@ -59,7 +59,14 @@ fn service(folder: &Path) -> Service {
 
 fn agent(node: &str) -> Agent {
     let until = SystemTime::now() + Duration::from_secs(60);
-    Agent { node: node.into(), node_key: [1; 32], own_key: [2; 32], path: vec![[2; 32], [3; 32]], until }
+    Agent {
+        node: node.into(),
+        node_key: [1; 32],
+        own_key: [2; 32],
+        path: vec![[2; 32], [3; 32]],
+        serials: vec!["02".into(), "03".into()],
+        until,
+    }
 }
 
 fn csr() -> Vec<u8> {
@@ -209,6 +216,25 @@ fn an_agent_whose_certificate_a_denied_ca_signed_is_not_heard() {
     assert_eq!(sign(), Ok(()), "it is somebody else's");
     deny([3; 32]);
     assert_eq!(sign(), Err(Code::PermissionDenied));
+}
+
+#[test]
+fn an_agent_is_not_heard_by_a_certificate_that_is_denied_or_stands_below_one() {
+    for serial in ["02", "03"] {
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path());
+        let sign = || service.sign_all(&agent("node-a"), &[], ALL).map(drop).map_err(|status| status.code());
+        let deny = |trust_domain: &str, serial: &str| {
+            let what = Denied::Serial { trust_domain: trust_domain.into(), serial: serial.into() };
+            let entry = Entry { what, reason: "revoked".into(), since: 0, by: "test".into() };
+            service.follower.storage().change(|state| state.deny(entry)).unwrap().unwrap();
+        };
+        deny("test.mantle", "04");
+        deny("other.mantle", serial);
+        assert_eq!(sign(), Ok(()), "those are somebody else's");
+        deny("test.mantle", serial);
+        assert_eq!(sign(), Err(Code::PermissionDenied));
+    }
 }
 
 #[test]

@@ -3,10 +3,13 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use agent_tests::traffic::{self, Server};
-use agent_tests::{AgentSettings, Mesh, Pod, Settings, Side, TUNNEL_PORT, wait};
+use agent_tests::{AgentSettings, Mesh, Pod, Settings, Side, TRUST_DOMAIN, TUNNEL_PORT, wait};
+use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams};
+use time::OffsetDateTime;
 
 /// The victim alone on node a; its sibling (the same service account) and everybody else on node b.
 struct Scene {
@@ -154,6 +157,63 @@ fn a_pod_a_key_or_a_certificate_and_its_siblings_see_nothing() {
     cut_off(&mesh, &scene, ["--key", &first], false);
     assert_ne!(key(&mesh, &scene.victim), first);
     cut_off(&mesh, &scene, ["--pod", &scene.victim.uid], false);
+}
+
+/// A list of the issuing CA's that revokes this serial number, as a file.
+fn revoking(mesh: &Mesh, serial: &str) -> PathBuf {
+    let read = |name: &str| fs::read_to_string(mesh.ca.state().join(name)).unwrap();
+    let key = KeyPair::from_pem(&read("issuing-key.pem")).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read("issuing.pem"), key).unwrap();
+    let digits = serial.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap());
+    let now = OffsetDateTime::now_utc();
+    let params = CertificateRevocationListParams {
+        this_update: now,
+        next_update: now + Duration::from_secs(3600),
+        crl_number: 1_u64.into(),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: digits.collect::<Vec<u8>>().into(),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let path = mesh.world.folder().join("list.pem");
+    fs::write(&path, params.signed_by(&issuer).unwrap().pem().unwrap()).unwrap();
+    path
+}
+
+/// Without a list nobody is asked for one, and certificates are taken.
+#[test]
+fn what_a_revocation_list_revokes_and_nobody_else() {
+    let mut mesh = Mesh::start();
+    let scene = Scene::set(&mut mesh);
+    for way in scene.denied().iter().chain(&scene.untouched()) {
+        until_served(*way);
+    }
+    let mut ended = scene.denied().map(Live::open);
+    let mut living = scene.untouched().map(Live::open);
+    let owns = ended.each_ref().map(|live| live.0.local_addr().unwrap());
+    // The record has the serial number, and is written when a connection has ended.
+    let known = traffic::connect(&scene.victim, scene.web.at(80)).unwrap();
+    let own = known.local_addr().unwrap();
+    drop(known);
+    let serial = mesh.agents[0].records.of_client(own).text("/certificate/own").to_owned();
+    mesh.ca.import_crl(&revoking(&mesh, &serial));
+    for live in &mut ended {
+        traffic::expect_reset(&mut live.0);
+    }
+    living.iter_mut().for_each(Live::exchange);
+    for own in owns {
+        let records = mesh.agents.each_ref().map(|agent| agent.records.of_client(own));
+        assert!(records.iter().all(|record| record.close() == "revoked"), "{records:#?}");
+        let detail = format!("certificate {serial} of trust domain {TRUST_DOMAIN} is denied");
+        assert!(records.iter().any(|record| record.text("/detail").contains(&detail)), "{records:#?}");
+    }
+    // Its certificate alone is revoked: it has another soon.
+    scene.denied().into_iter().for_each(until_served);
+    living.iter_mut().for_each(Live::exchange);
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn deny_list(told: &wire::DenyList) -> Result<DenyList, Rejection> {
         identities: all(&told.identities, |text| name(text))?,
         pods: all(&told.pods, |text| name(text))?,
         keys: all(&told.keys, |bytes| key(bytes))?,
-        serials: all(&told.serials, serial)?,
+        serials: told.serials.iter().map(serial).collect::<Result<_, _>>()?,
         nodes: all(&told.nodes, node)?,
         trust_domains: all(&told.trust_domains, |text| name(text))?,
     })

@@ -5,6 +5,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::X509Certificate;
 
+use super::super::certificate;
 use super::super::refusal::VerifyError;
 
 /// RFC 5280 §4.1.2.2.
@@ -12,15 +13,14 @@ const LONGEST_SERIAL: usize = 20;
 /// The context-specific tag of a `uniformResourceIdentifier` (RFC 5280 §4.2.1.6).
 const URI_TAG: u32 = 6;
 
-/// The serial number in hex, two digits a byte, without the sign's byte.
+/// The serial number, if it is one.
 pub(super) fn serial(certificate: &X509Certificate<'_>) -> Result<String, VerifyError> {
     let bytes = certificate.raw_serial();
     let positive = bytes.first().is_some_and(|byte| byte & 0x80 == 0) && bytes.iter().any(|byte| *byte != 0);
     if !positive || bytes.len() > LONGEST_SERIAL {
         return Err(VerifyError::Serial);
     }
-    let digits = bytes.strip_prefix(&[0]).unwrap_or(bytes);
-    Ok(digits.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(certificate::serial(certificate))
 }
 
 /// The one URI name. Counted by its tag: a parser that skips a URI which is not text would see one where there are two.

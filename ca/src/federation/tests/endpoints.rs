@@ -1,6 +1,5 @@
 //! Real endpoints on loopback: ours, and some that no CA of ours would be.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use super::*;
 use crate::current::Follower;
 use crate::federation::fetch::{FetchError, Proof, fetch, fetch_within};
 use crate::federation::polling::{PollError, Polling, poll};
+use crate::federation::svid::Denials;
 use crate::federation::url::Url;
 use crate::rotating;
 
@@ -158,7 +158,7 @@ async fn an_endpoint_is_believed_under_exactly_its_identity_and_its_own_anchors(
     let b = Cluster::spiffe("b.test").await;
     let url: Url = b.url().parse().unwrap();
     let ask = |id: &str, anchors: &[CertificateDer<'static>]| {
-        let proof = Proof::Spiffe(id.parse().unwrap(), anchors.to_vec(), HashSet::new());
+        let proof = Proof::Spiffe(id.parse().unwrap(), anchors.to_vec(), Denials::default());
         let url = url.clone();
         async move { fetch(&url, proof).await }
     };
@@ -173,7 +173,7 @@ async fn an_endpoint_is_believed_under_exactly_its_identity_and_its_own_anchors(
     let error = ask("spiffe://b.test/ca/bundle", &[]).await.unwrap_err();
     assert!(matches!(error, FetchError::NoAnchors(_)), "{error}");
     let elsewhere: Url = format!("https://{}/", b.endpoint).parse().unwrap();
-    let proof = Proof::Spiffe("spiffe://b.test/ca/bundle".parse().unwrap(), anchors, HashSet::new());
+    let proof = Proof::Spiffe("spiffe://b.test/ca/bundle".parse().unwrap(), anchors, Denials::default());
     let error = fetch(&elsewhere, proof).await.unwrap_err();
     assert!(matches!(error, FetchError::Status(hyper::StatusCode::NOT_FOUND)), "{error}");
     b.stop().await;

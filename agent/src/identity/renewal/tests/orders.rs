@@ -46,9 +46,9 @@ async fn a_certificate_or_key_that_is_denied_is_replaced() {
         let (mut node, first) = Node::certified().await;
         let mut list = DenyList { pods: [uid("other")].into(), ..DenyList::default() };
         if by_key {
-            list.keys.insert(node.used().as_peer().path()[0]);
+            list.keys.insert(node.used().as_peer().path().keys()[0]);
         } else {
-            list.serials.insert(("test.mantle".parse().unwrap(), first.clone()));
+            list.serials.insert("test.mantle".parse().unwrap(), first.clone());
         }
         node.deny(list);
         node.another(&first).await;
