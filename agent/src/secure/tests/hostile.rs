@@ -19,6 +19,8 @@ use rustls::{
 use super::super::provider::{algorithms, provider};
 use super::*;
 
+mod chains;
+
 const SERVER_NAME: u16 = 0;
 const SUPPORTED_GROUPS: u16 = 10;
 const SESSION_TICKET: u16 = 35;
