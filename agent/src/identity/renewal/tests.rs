@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::identity::Standing;
 
+mod asleep;
 mod churn;
 mod lies;
 mod orders;
@@ -38,7 +39,12 @@ struct Clocks {
 
 impl Clocks {
     fn new() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        Self::before(Duration::ZERO)
+    }
+
+    /// So long before now.
+    fn before(time: Duration) -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - time;
         Self { began: (Instant::now(), wall), wrong: Arc::default(), slept: Arc::default() }
     }
 
