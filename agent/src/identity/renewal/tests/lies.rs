@@ -1,4 +1,4 @@
-//! Case 63: a CA whose answers are not what was asked for. Each is refused for its own reason, and what is in use stays.
+//! Cases 62 to 64: a CA whose answers are not what was asked for. Each is refused for its own reason, and what is in use stays.
 
 use rustls::pki_types::CertificateDer;
 
@@ -188,4 +188,52 @@ async fn answers_in_another_order_are_nobodys() {
     *node.ca.lies.lock().unwrap() = None;
     node.pass(Duration::from_secs(600)).await;
     assert!(node.has("left") && node.has("right"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_wrong_answer_does_not_spoil_its_batch() {
+    let node = Node::start(&[]);
+    *node.ca.lies.lock().unwrap() = Some(|ca, item| {
+        let lie = if item.pod_uid == "second" { another_key } else { |ca: &Ca, item: &_| bent(ca, item, |_| {}) };
+        lie(ca, item)
+    });
+    node.wanted.send(wants(&["first", "second", "third"])).unwrap();
+    settle().await;
+    assert_eq!(node.ca.calls(), 1, "all in one");
+    assert_eq!(["first", "second", "third"].map(|pod| node.has(pod)), [true, false, true]);
+    assert!(node.error_of("second").contains("does not belong to our key"), "{}", node.error_of("second"));
+    *node.ca.lies.lock().unwrap() = None;
+    node.pass(Duration::from_secs(60)).await;
+    assert!(node.has("second") && node.error_of("second").is_empty());
+}
+
+/// Case 64: what the issuing CA signs ends with itself.
+fn ends_with_its_issuer(ca: &Ca, item: &SignItem) -> Answer {
+    let end = date(ca.clocks.began.1 + ISSUER);
+    bent(ca, item, |params| params.not_after = end)
+}
+
+const ISSUER: Duration = Duration::from_secs(5 * 60 * 60);
+
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_ends_soon_costs_nothing_if_it_is_replaced_in_time_and_an_outage_if_not() {
+    for in_time in [true, false] {
+        let mut node = Node::start(&[]);
+        *node.ca.lies.lock().unwrap() = Some(ends_with_its_issuer);
+        node.wanted.send(wants(&["web"])).unwrap();
+        let first = node.another("").await;
+        node.pass(ISSUER.mul_f64(0.7)).await;
+        assert_eq!(node.serial(), Some(first.clone()), "another one would last no longer");
+        assert!(node.error_of("web").contains("does not end later"), "{}", node.error_of("web"));
+        assert!(node.ca.calls() < 50, "it asks now and then: {}", node.ca.calls());
+        if !in_time {
+            node.pass(ISSUER.mul_f64(0.31)).await;
+            assert_eq!((node.state(), node.serial()), ("expired", None));
+        }
+        *node.ca.lies.lock().unwrap() = None;
+        // A tenth of what is left, or a quarter of a minute after its end.
+        node.pass(if in_time { Duration::from_secs(301) } else { Duration::from_secs(16) }).await;
+        assert_eq!((node.state(), node.error_of("web").as_str()), ("valid", ""));
+        assert_ne!(node.serial(), Some(first));
+    }
 }
