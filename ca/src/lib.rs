@@ -6,6 +6,7 @@
 //! | [`wire`] | the gRPC service, as generated |
 //! | `authority` | root and issuing CA, and what their certificates look like |
 //! | [`issuing`], [`ends`] | another issuing CA under the same root, and when it is time for one |
+//! | [`chain`] | how much of a certificate chain is looked at |
 //! | `csr`, `claims` | what a certificate request must be, and whose key it is |
 //! | `limits`, `turns` | how much a node may ask for, how much is worked on at once, and whose turn it is |
 //! | `keys` | private keys as files, under a passphrase |
@@ -32,6 +33,7 @@ use thiserror::Error;
 mod agents;
 mod audit;
 mod authority;
+pub mod chain;
 mod claims;
 pub mod config;
 mod connection;

@@ -11,6 +11,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+mod crowded;
 mod replayed;
 mod rotated;
 pub(super) mod watched;
