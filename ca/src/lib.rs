@@ -6,6 +6,7 @@
 //! | [`wire`] | the gRPC service, as generated |
 //! | `authority` | root and issuing CA, and what their certificates look like |
 //! | [`issuing`], [`ends`] | another issuing CA under the same root, and when it is time for one |
+//! | [`chain`] | how much of a certificate chain is looked at |
 //! | `csr`, `claims` | what a certificate request must be, and whose key it is |
 //! | `crl`, [`revoking`] | what a certificate revocation list must be, and what it denies |
 //! | `limits`, `turns` | how much a node may ask for, how much is worked on at once, and whose turn it is |
@@ -38,6 +39,7 @@ mod bundle;
 #[cfg(test)]
 #[path = "../../fuzz/checks/bundle.rs"]
 mod bundle_check;
+pub mod chain;
 mod claims;
 pub mod config;
 mod connection;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tonic::Status;
 
-use crate::turns::Turns;
+use crate::turns::{Turn, Turns};
 
 /// Work waits no longer than this for its turn.
 const QUEUE: Duration = Duration::from_secs(2);
@@ -106,7 +106,7 @@ impl Pool {
         (owner, cost): (&str, usize),
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Status> {
-        let Ok(turn) = timeout(QUEUE, self.turns.turn(owner, cost)).await else { return Err(busy()) };
+        let turn = self.turn(owner, cost).await?;
         let work = move || {
             // The turn lasts as long as the work does, also when nobody waits for its result any more.
             let _turn = turn;
@@ -115,9 +115,13 @@ impl Pool {
         tokio::task::spawn_blocking(work).await.map_err(|_| Status::internal("the work was given up"))
     }
 
+    async fn turn(&self, owner: &str, cost: usize) -> Result<Turn, Status> {
+        timeout(QUEUE, self.turns.turn(owner, cost)).await.map_err(|_| busy())
+    }
+
     /// As if all were at work.
     #[cfg(test)]
-    pub(crate) async fn all_turns(&self) -> Vec<crate::turns::Turn> {
+    pub(crate) async fn all_turns(&self) -> Vec<Turn> {
         let mut turns = Vec::new();
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             turns.push(self.turns.turn("all", 1).await);
@@ -132,6 +136,9 @@ fn busy() -> Status {
     status.metadata_mut().insert("retry-after-ms", u64::try_from(AGAIN.as_millis()).unwrap_or(1000).into());
     status
 }
+
+#[cfg(test)]
+mod herd;
 
 #[cfg(test)]
 mod tests {

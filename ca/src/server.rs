@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 use crate::CaError;
 use crate::agents::{Agents, keep_written};
 use crate::authority::{Authority, Subject};
+use crate::chain::Bounded;
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::connection::Connection;
@@ -234,7 +235,7 @@ fn tls_config(authority: &Authority) -> Result<ServerConfig, CaError> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| crypto(&error))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(Bounded(verifier)))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(new_certificate(authority)?)));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.send_tls13_tickets = 0;

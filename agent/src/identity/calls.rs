@@ -163,6 +163,15 @@ fn answer_of(result: SignResult) -> Answer {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+    use ca::wire::ca_server::{Ca, CaServer};
+    use ca::wire::{
+        AttestReply, AttestRequest, ChallengeReply, ChallengeRequest, Issued, SignReply, WatchAck, WatchUpdate,
+    };
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+    use tonic::transport::{Endpoint, Server};
+    use tonic::{Request, Response, Streaming};
+
     use super::*;
     use crate::identity::client::key_request;
     use crate::identity::node::Node;
@@ -211,6 +220,63 @@ mod tests {
             assert_eq!(calls.failed(&old, &Status::unavailable("gone")).await.retry_after, None);
             assert_eq!(epoch(&calls).await, old.epoch + 1);
         }
+    }
+
+    /// A CA that answers so many items, whatever it was asked.
+    struct Miscounting(usize);
+
+    #[tonic::async_trait]
+    impl Ca for Miscounting {
+        async fn challenge(&self, _: Request<ChallengeRequest>) -> Result<Response<ChallengeReply>, Status> {
+            Err(Status::unimplemented("no challenge"))
+        }
+
+        async fn attest(&self, _: Request<AttestRequest>) -> Result<Response<AttestReply>, Status> {
+            Err(Status::unimplemented("no attestation"))
+        }
+
+        async fn sign(&self, _: Request<SignRequest>) -> Result<Response<SignReply>, Status> {
+            let issued = SignResult { result: Some(sign_result::Result::Issued(Issued::default())) };
+            Ok(Response::new(SignReply { results: vec![issued; self.0] }))
+        }
+
+        type WatchStream = ReceiverStream<Result<WatchUpdate, Status>>;
+
+        async fn watch(&self, _: Request<Streaming<WatchAck>>) -> Result<Response<Self::WatchStream>, Status> {
+            Err(Status::unimplemented("no watch"))
+        }
+    }
+
+    /// Calls to it.
+    async fn calls_to(ca: Miscounting) -> Calls {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(
+            Server::builder().add_service(CaServer::new(ca)).serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        let channel = Endpoint::try_from(address).unwrap().connect().await.unwrap();
+        let connection = Connection { client: CaClient::new(channel), epoch: 0 };
+        let (asks, mut asked) = mpsc::channel(QUEUE);
+        tokio::spawn(async move {
+            while let Some(ask) = asked.recv().await {
+                if let Ask::Connection(reply) = ask {
+                    let _ = reply.send(Ok(connection.clone()));
+                }
+            }
+        });
+        Calls { asks, counts: Counts::default() }
+    }
+
+    #[tokio::test]
+    async fn an_answer_with_another_number_of_items_is_nobodys() {
+        let item = |pod: &str| SignItem { pod_uid: pod.into(), csr: Vec::new(), ttl: 0 };
+        let items = vec![item("uid-web"), item("uid-db")];
+        for count in [0, 1, 3] {
+            let error = calls_to(Miscounting(count)).await.sign(items.clone()).await.unwrap_err();
+            assert_eq!(error.to_string(), "the CA's answer has another number of items", "{count}");
+            assert!(error.retry_after.is_none());
+        }
+        assert_eq!(calls_to(Miscounting(2)).await.sign(items).await.unwrap().len(), 2);
     }
 
     #[test]

@@ -198,6 +198,14 @@ pub(super) fn key_request() -> Result<KeyRequest, String> {
 }
 
 #[cfg(test)]
+impl Client {
+    /// As if its attestation had ended while nobody looked.
+    pub(super) fn outlive_attestation(&mut self) {
+        self.session.iter_mut().for_each(|session| session.certificate.until = std::time::UNIX_EPOCH);
+    }
+}
+
+#[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -266,7 +274,7 @@ mod tests {
         ask(&mut client).await.unwrap();
         assert_eq!(leaf(&client), first);
         // Its end does.
-        client.session.as_mut().unwrap().certificate.until = std::time::UNIX_EPOCH;
+        client.outlive_attestation();
         let error = ask(&mut client).await.unwrap_err();
         assert!(error.contains("does not attest this node"), "{error}");
         assert!(client.session.is_none());

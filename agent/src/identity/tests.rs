@@ -11,6 +11,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+mod crowded;
+mod replayed;
 mod revoked;
 mod rotated;
 pub(super) mod watched;

@@ -117,6 +117,7 @@ impl CaVerifier {
         chain: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), CertificateError> {
+        ca::chain::check(leaf, chain)?;
         let is_root = |certificate: &&CertificateDer<'_>| {
             X509Certificate::from_der(certificate)
                 .is_ok_and(|(_, parsed)| self.place.roots.has(&Sha256::digest(parsed.public_key().raw).into()))

@@ -6,6 +6,8 @@ use std::task::Poll;
 use agent_core::deny::DenyList;
 use agent_core::policy::AcceptedPath;
 
+mod bundles;
+
 use super::*;
 use crate::drain::Trigger;
 use crate::report::Writer;
@@ -24,7 +26,10 @@ struct Scene {
 }
 
 async fn scene(max_age: Option<Duration>) -> Scene {
-    let shaken = shaken().await;
+    scene_of(shaken().await, max_age)
+}
+
+fn scene_of(shaken: Shaken, max_age: Option<Duration>) -> Scene {
     let folder = tempfile::tempdir().unwrap();
     let (records, _) = Writer::start("n", &folder.path().join("records"), &folder.path().join("ledger")).unwrap();
     let (trigger, drain) = crate::drain::channel();
@@ -64,7 +69,7 @@ async fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// The bundle changes between the handshake's verdict and the connection's first byte.
+/// Somebody is denied between the handshake's verdict and the connection's first byte.
 #[tokio::test]
 async fn what_an_older_snapshot_has_accepted_is_stopped_before_its_first_byte() {
     let scene = scene(None).await;

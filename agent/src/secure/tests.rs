@@ -280,11 +280,29 @@ pub(crate) struct Shaken {
 
 /// `uid-client` has dialled `uid-web`.
 pub(crate) async fn shaken() -> Shaken {
-    let (root, web) = (Authority::root(), ("uid-web", WEB));
-    let (client, trust) = (root.credentials(CLIENT, "uid-client"), root.trust());
-    let (dialled, accepted) = shake((&client, &trust), (&root.credentials(web.1, web.0), &trust), (WEB, web.0)).await;
-    let (leaf, key) = root.issue(&Bent::leaf(CLIENT, "uid-client"));
-    let renewed = Credentials::accept(vec![leaf], &key, &terms(client.identity(), client.uid()), &trust, 2).unwrap();
+    let root = Authority::root();
+    shaken_between(&root, root.trust(), (&root, WEB)).await
+}
+
+/// `uid-client` has dialled `uid-web` of trust domain `other.mantle`; the two believe both domains.
+pub(crate) async fn shaken_abroad() -> Shaken {
+    let (root, other) = (Authority::root(), Authority::root());
+    let anchors = [(DOMAIN, &root), ("other.mantle", &other)];
+    let anchors = anchors.map(|(domain, root)| (domain.parse().unwrap(), vec![root.certificate.clone()]));
+    let trust = Trust::new(HashMap::from(anchors)).unwrap();
+    shaken_between(&root, trust, (&other, "spiffe://other.mantle/ns/shop/sa/web")).await
+}
+
+async fn shaken_between(root: &Authority, trust: Arc<Trust>, (issuer, web): (&Authority, &str)) -> Shaken {
+    let credentials = |issuer: &Authority, (identity, uid): (&str, &str), generation| {
+        let (leaf, key) = issuer.issue(&Bent::leaf(identity, uid));
+        let (identity, uid) = (identity.parse().unwrap(), uid.parse().unwrap());
+        Credentials::accept(vec![leaf], &key, &terms(&identity, &uid), &trust, generation).unwrap()
+    };
+    let client = credentials(root, (CLIENT, "uid-client"), 1);
+    let theirs = credentials(issuer, (web, "uid-web"), 1);
+    let (dialled, accepted) = shake((&client, &trust), (&theirs, &trust), (web, "uid-web")).await;
+    let renewed = credentials(root, (CLIENT, "uid-client"), 2);
     Shaken {
         dialled: dialled.unwrap(),
         _accepted: accepted.unwrap(),
@@ -292,6 +310,11 @@ pub(crate) async fn shaken() -> Shaken {
         client: Arc::new(client),
         renewed: Arc::new(renewed),
     }
+}
+
+/// An anchor that nobody knows yet.
+pub(crate) fn fresh_anchor() -> CertificateDer<'static> {
+    Authority::root().certificate
 }
 
 async fn next(channel: &mut Channel) -> Result<Option<Vec<u8>>, ChannelError> {

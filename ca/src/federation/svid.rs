@@ -16,11 +16,10 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::chain;
 use crate::deny::serial_of;
 use crate::token::KeyHash;
 
-const MOST_INTERMEDIATES: usize = 5;
-const LONGEST_CHAIN: usize = 32 * 1024;
 /// The context-specific tag of a `uniformResourceIdentifier` (RFC 5280 §4.2.1.6).
 const URI_TAG: u32 = 6;
 
@@ -94,10 +93,7 @@ impl EndpointVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), NotTheEndpoint> {
-        let length: usize = intermediates.iter().chain([leaf]).map(|certificate| certificate.len()).sum();
-        if intermediates.len() > MOST_INTERMEDIATES || length > LONGEST_CHAIN {
-            return Err(NotTheEndpoint::Malformed);
-        }
+        chain::check(leaf, intermediates).map_err(|_| NotTheEndpoint::Malformed)?;
         let parsed = read(leaf)?;
         self.check_name(&parsed)?;
         check_usage(&parsed)?;

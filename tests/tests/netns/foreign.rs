@@ -95,12 +95,15 @@ fn operate(mesh: &Mesh, config: &str, words: &[&str]) -> String {
 
 /// Each CA takes the other's bundle, which an operator has carried there.
 fn federate(mesh: &Mesh) {
-    for (from, to, domain) in [("ca.yaml", "far-ca.yaml", "test.mantle"), ("far-ca.yaml", "ca.yaml", B)] {
-        let bundle = mesh.world.folder().join(format!("{domain}.json"));
-        fs::write(&bundle, operate(mesh, from, &["bundle"])).unwrap();
-        let words = ["federation", "add", "--trust-domain", domain, "--bundle", bundle.to_str().unwrap()];
-        assert!(!operate(mesh, to, &words).is_empty(), "{to} does not take the bundle of {domain}");
-    }
+    carry(mesh, "ca.yaml", "far-ca.yaml", "test.mantle");
+    carry(mesh, "far-ca.yaml", "ca.yaml", B);
+}
+
+fn carry(mesh: &Mesh, from: &str, to: &str, domain: &str) {
+    let bundle = mesh.world.folder().join(format!("{domain}.json"));
+    fs::write(&bundle, operate(mesh, from, &["bundle"])).unwrap();
+    let words = ["federation", "add", "--trust-domain", domain, "--bundle", bundle.to_str().unwrap()];
+    assert!(!operate(mesh, to, &words).is_empty(), "{to} does not take the bundle of {domain}");
 }
 
 /// `web` and `client` of our own on node a, and `far`, the other cluster's, on node b.
@@ -173,6 +176,18 @@ fn allows_far() -> String {
     )
 }
 
+/// Our CA forgets or disables the other cluster while connections to and from it live, and tunnels wait.
+fn cut_off(mesh: &Mesh, word: &str, web: &Pod, far: &Pod) {
+    let (mut foreign, mut back) = (Live::open(far, web), Live::open(web, far));
+    until_served(far, web);
+    assert!(tunnels(far) > 1, "there is an idle one as well");
+    assert!(!operate(mesh, "ca.yaml", &["federation", word, "--trust-domain", B]).is_empty());
+    traffic::expect_reset(&mut foreign.0);
+    traffic::expect_reset(&mut back.0);
+    wait::until("the idle one is gone too", || (tunnels(far) == 0).then_some(()));
+    wait::until("nobody of it is believed", || (!asks(far, web) && !asks(web, far)).then_some(()));
+}
+
 #[test]
 fn another_clusters_pod_enters_where_a_policy_allows_it_until_its_cluster_is_disabled() {
     let (mut mesh, mut other, [web, client, far]) = scene();
@@ -209,14 +224,13 @@ fn another_clusters_pod_enters_where_a_policy_allows_it_until_its_cluster_is_dis
     mesh.change(|directory| directory.policies = vec![allows_far()]);
     until_served(&far, &web);
 
-    let (mut foreign, mut back) = (Live::open(&far, &web), Live::open(&web, &far));
+    // Whoever is forgotten may come again by a bundle; whoever is disabled may not.
+    cut_off(&mesh, "remove", &web, &far);
+    own.exchange();
+    carry(&mesh, "far-ca.yaml", "ca.yaml", B);
     until_served(&far, &web);
-    assert!(tunnels(&far) > 1, "there is an idle one as well");
-    assert!(!operate(&mesh, "ca.yaml", &["federation", "disable", "--trust-domain", B]).is_empty());
-    traffic::expect_reset(&mut foreign.0);
-    traffic::expect_reset(&mut back.0);
-    wait::until("the idle one is gone too", || (tunnels(&far) == 0).then_some(()));
-    wait::until("nobody of it is believed", || (!asks(&far, &web) && !asks(&web, &far)).then_some(()));
+    until_served(&web, &far);
+    cut_off(&mesh, "disable", &web, &far);
     own.exchange();
     assert!(asks(&client, &web), "nobody else sees anything");
     let own_records =

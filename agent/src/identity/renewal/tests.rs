@@ -19,7 +19,9 @@ use tokio::time::Instant;
 use super::*;
 use crate::identity::Standing;
 
+mod asleep;
 mod churn;
+mod lies;
 mod orders;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -37,7 +39,12 @@ struct Clocks {
 
 impl Clocks {
     fn new() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        Self::before(Duration::ZERO)
+    }
+
+    /// So long before now.
+    fn before(time: Duration) -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - time;
         Self { began: (Instant::now(), wall), wrong: Arc::default(), slept: Arc::default() }
     }
 
@@ -69,6 +76,7 @@ impl Clock for Clocks {
 }
 
 type No = fn() -> Answer;
+type Lie = fn(&Ca, &SignItem) -> Answer;
 
 /// A CA that is there or not, and whose clock is right.
 #[derive(Clone)]
@@ -80,6 +88,8 @@ struct Ca {
     /// How much later than now they begin, or sooner.
     begins: Arc<Mutex<i64>>,
     says_no: Arc<Mutex<Option<No>>>,
+    /// What it answers instead.
+    lies: Arc<Mutex<Option<Lie>>>,
     calls: Arc<AtomicU64>,
     under_way: Arc<AtomicU64>,
     /// How many it answers; others wait.
@@ -105,16 +115,25 @@ impl Ca {
             life: Arc::new(Mutex::new(LIFE)),
             begins: Arc::new(Mutex::new(-120)),
             says_no: Arc::default(),
+            lies: Arc::default(),
             calls: Arc::default(),
             under_way: Arc::default(),
             answers: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
         }
     }
 
-    fn issue(&self, item: &SignItem) -> Answer {
+    fn answer(&self, item: &SignItem) -> Answer {
         if let Some(no) = *self.says_no.lock().unwrap() {
             return no();
         }
+        if let Some(lie) = *self.lies.lock().unwrap() {
+            return lie(self, item);
+        }
+        Answer::Issued(vec![self.request(item).signed_by(&self.root.1).unwrap().der().clone()])
+    }
+
+    /// What is to be signed.
+    fn request(&self, item: &SignItem) -> CertificateSigningRequestParams {
         let mut request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(&item.csr[..])).unwrap();
         let params = &mut request.params;
@@ -128,7 +147,7 @@ impl Ca {
         let (now, begins) = (self.clocks.truth(), *self.begins.lock().unwrap());
         params.not_before = date(Duration::from_secs(now.as_secs().checked_add_signed(begins).unwrap()));
         params.not_after = date(now + *self.life.lock().unwrap());
-        Answer::Issued(vec![request.signed_by(&self.root.1).unwrap().der().clone()])
+        request
     }
 
     fn goes(&self) {
@@ -152,7 +171,7 @@ impl Signer for Ca {
         answer.forget();
         self.under_way.fetch_sub(1, Ordering::SeqCst);
         let is_there = self.is_there.load(Ordering::SeqCst);
-        if is_there { Ok(items.iter().map(|item| self.issue(item)).collect()) } else { Err("gone".to_owned())? }
+        if is_there { Ok(items.iter().map(|item| self.answer(item)).collect()) } else { Err("gone".to_owned())? }
     }
 }
 

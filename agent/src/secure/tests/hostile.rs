@@ -19,6 +19,8 @@ use rustls::{
 use super::super::provider::{algorithms, provider};
 use super::*;
 
+mod chains;
+
 const SERVER_NAME: u16 = 0;
 const SUPPORTED_GROUPS: u16 = 10;
 const SESSION_TICKET: u16 = 35;
@@ -102,18 +104,29 @@ impl Two {
 
     /// Our client's handshake with a foreign server.
     async fn dials(&self, server: ServerConfig) -> Result<Channel, HandshakeError> {
+        self.dials_one(server, |_, _| {}).await.1
+    }
+
+    /// The same, and what the server says behind it: its socket stays open as long as it is kept.
+    async fn dials_one(
+        &self,
+        server: ServerConfig,
+        speaks: impl FnOnce(&mut ServerConnection, &mut Blocking) + Send + 'static,
+    ) -> (Blocking, Result<Channel, HandshakeError>) {
         let (dialled, accepted) = sockets().await;
         let mut socket = blocking(accepted);
         let foreign = tokio::task::spawn_blocking(move || {
             let mut tls = ServerConnection::new(Arc::new(server)).unwrap();
             // It may be refused: what counts is what our end says.
-            let _ = tls.complete_io(&mut socket);
+            if tls.complete_io(&mut socket).is_ok() {
+                speaks(&mut tls, &mut socket);
+            }
             socket
         });
         let (identity, uid) = (WEB.parse().unwrap(), "uid-web".parse().unwrap());
         let ours = connect(dialled, &self.client, &self.trust, &identity, &uid);
-        let (_foreign, ours) = tokio::join!(foreign, ours);
-        ours
+        let (foreign, ours) = tokio::join!(foreign, ours);
+        (foreign.unwrap(), ours)
     }
 
     /// Somebody's certificate with somebody else's key.
@@ -339,30 +352,43 @@ async fn data_before_the_verdict_is_delivered_after_it_or_never() {
     assert_eq!(next(&mut ours.unwrap()).await.unwrap().unwrap(), b"at once");
 }
 
+/// Says so often that its keys are others, and something behind it.
+fn flood<D>(tls: &mut rustls::ConnectionCommon<D>, socket: &mut Blocking, updates: usize) {
+    for _ in 0..updates {
+        tls.refresh_traffic_keys().unwrap();
+        while tls.wants_write() {
+            tls.write_tls(socket).unwrap();
+        }
+    }
+    tls.writer().write_all(b"alive").unwrap();
+    tls.write_tls(socket).unwrap();
+}
+
 #[tokio::test]
 async fn a_flood_of_key_updates_ends_the_channel() {
     let two = Two::new();
-    let flooded = async |updates: usize| {
-        let flood = move |tls: &mut ClientConnection, socket: &mut Blocking| {
+    let by_client = async |updates: usize| {
+        let speaks = move |tls: &mut ClientConnection, socket: &mut Blocking| {
             shake_to_the_end(tls, socket);
-            for _ in 0..updates {
-                tls.refresh_traffic_keys().unwrap();
-                while tls.wants_write() {
-                    tls.write_tls(socket).unwrap();
-                }
-            }
-            tls.writer().write_all(b"alive").unwrap();
-            tls.write_tls(socket).unwrap();
+            flood(tls, socket, updates);
         };
         let key = Arc::clone(&two.client.key);
-        let (_foreign, ours) = two.served(Arc::new(foreign_client(Some(key), ALL)), flood).await;
+        let (_foreign, ours) = two.served(Arc::new(foreign_client(Some(key), ALL)), speaks).await;
         next(&mut ours.unwrap()).await
     };
-    assert_eq!(flooded(10).await.unwrap().unwrap(), b"alive");
-    let error = flooded(1000).await.unwrap_err();
-    let flood = rustls::Error::PeerMisbehaved(PeerMisbehaved::TooManyKeyUpdateRequests);
-    assert!(matches!(&error, ChannelError::Tls(said) if *said == flood), "{error}");
-    assert_eq!(error.blame(), Blame::Peer);
+    let by_server = async |updates: usize| {
+        let speaks = move |tls: &mut ServerConnection, socket: &mut Blocking| flood(tls, socket, updates);
+        let (_foreign, ours) = two.dials_one(foreign_server(Arc::clone(&two.web.key), ALL), speaks).await;
+        next(&mut ours.unwrap()).await
+    };
+    for alive in [by_client(10).await, by_server(10).await] {
+        assert_eq!(alive.unwrap().unwrap(), b"alive");
+    }
+    for error in [by_client(1000).await.unwrap_err(), by_server(1000).await.unwrap_err()] {
+        let flood = rustls::Error::PeerMisbehaved(PeerMisbehaved::TooManyKeyUpdateRequests);
+        assert!(matches!(&error, ChannelError::Tls(said) if *said == flood), "{error}");
+        assert_eq!(error.blame(), Blame::Peer);
+    }
 }
 
 #[tokio::test]
