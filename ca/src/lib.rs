@@ -44,12 +44,15 @@ pub mod deny;
 mod directory;
 pub mod ends;
 pub mod federation;
+#[cfg(test)]
+mod freed;
 pub mod issuing;
 mod keys;
 mod limits;
 pub mod operate;
 pub mod outside;
 mod peer;
+pub mod pem;
 mod places;
 pub mod rotating;
 mod rotation;
