@@ -18,6 +18,7 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::io::Interest;
 
 mod local;
+mod shown;
 
 const IDENTITY: &str = "spiffe://test.mantle/outside/robot-7";
 
