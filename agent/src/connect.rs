@@ -21,9 +21,11 @@ use crate::app::{self, AppError, say};
 use crate::secure::{ChannelError, Client, ClientError, HandshakeError};
 
 mod line;
+mod local;
 mod standard;
 
 use line::{Fate, Line, Opened};
+use local::Local;
 
 /// How long the pod's agent may take to accept the TCP connection.
 const DIAL: Duration = Duration::from_secs(10);
@@ -171,7 +173,7 @@ struct Reach {
 
 impl Reach {
     /// Carries one connection between `local` and the pod, to its end in order.
-    async fn carry(&self, local: &mut (impl line::Local + Unpin)) -> Result<(), ConnectError> {
+    async fn carry(&self, local: &mut impl Local) -> Result<(), ConnectError> {
         let mut kept = line::Kept::default();
         for _ in 0..TUNNELS {
             let socket = timeout(DIAL, TcpStream::connect(self.at)).await;
@@ -180,7 +182,7 @@ impl Reach {
             let own = socket.local_addr().map_err(|error| ConnectError::Dial(self.at, error))?;
             let channel = self.client.connect(socket).await?;
             let opened = Opened { destination: self.destination, client: own };
-            match Line::new(channel, local, kept).carry(opened).await? {
+            match Line::new(channel, local.halves(), kept).carry(opened).await? {
                 Fate::Finished => return Ok(()),
                 Fate::Again(again) => kept = again,
             }
@@ -210,12 +212,12 @@ async fn forward(reach: Rc<Reach>, at: SocketAddr) -> Result<(), ConnectError> {
         };
         let reach = Rc::clone(&reach);
         tokio::task::spawn_local(async move {
-            let carried = match line::linger(&local) {
+            let carried = match local::linger(&local) {
                 Ok(()) => reach.carry(&mut local).await,
                 Err(error) => Err(ConnectError::Local(error)),
             };
             match carried {
-                Ok(()) => line::end_in_order(&local),
+                Ok(()) => local::end_in_order(&local),
                 Err(error) => say(&format!("mantle: connection of {from}: {error}")),
             }
             drop(turn);

@@ -280,5 +280,11 @@ fn read_block(stream: &mut UnixStream) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
+/// As a successor has it.
+#[cfg(test)]
+pub(crate) fn written_and_read(estate: Estate) -> Estate {
+    tests::written_and_read(estate)
+}
+
 #[cfg(test)]
 mod tests;

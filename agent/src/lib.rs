@@ -12,6 +12,9 @@ pub mod directory;
 pub mod drain;
 pub mod enrolment;
 pub mod failure;
+#[cfg(test)]
+#[path = "../../ca/src/freed.rs"]
+mod freed;
 pub mod handover;
 pub mod identity;
 pub mod inbound;

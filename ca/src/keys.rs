@@ -87,7 +87,7 @@ pub(crate) fn write(storage: &Storage, name: &str, key: &Key) -> Result<(), CaEr
 /// A key as it is written. Under a passphrase that takes a second: it is not done while others wait for their turn.
 pub(crate) fn seal(key: &Key, passphrase: Option<&Passphrase>) -> Result<Zeroizing<Vec<u8>>, CaError> {
     let mut text = match passphrase {
-        None => Zeroizing::new(key.0.serialize_pem()),
+        None => plain(key)?,
         Some(passphrase) => encrypt(key, &passphrase.read()?)?,
     };
     Ok(Zeroizing::new(std::mem::take(&mut *text).into_bytes()))
@@ -138,6 +138,13 @@ fn decrypt(document: &SecretDocument, passphrase: &[u8]) -> Result<Zeroizing<Vec
     })
 }
 
+fn plain(key: &Key) -> Result<Zeroizing<String>, CaError> {
+    let der = key.der();
+    // rcgen's own PEM leaves copies behind.
+    let text = SecretDocument::try_from(der.as_slice()).and_then(|document| document.to_pem(PLAIN, LineEnding::LF));
+    text.map_err(|error| CaError::Crypto(error.to_string()))
+}
+
 fn encrypt(key: &Key, passphrase: &[u8]) -> Result<Zeroizing<String>, CaError> {
     let crypto = |error: &dyn std::fmt::Display| CaError::Crypto(error.to_string());
     let (mut salt, mut iv) = ([0; 16], [0; 16]);
@@ -157,6 +164,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
+    use crate::freed::Look;
 
     /// A state directory whose keys are under that passphrase.
     fn storage(folder: &std::path::Path, passphrase: &str) -> Storage {
@@ -194,5 +202,22 @@ mod tests {
         assert_eq!(read(&ours, "key.pem").unwrap().unwrap().der(), key.der());
         assert!(read(&ours.clone().under(None), "key.pem").is_err());
         assert_eq!(read(&ours, "key.pem").unwrap().unwrap().der(), key.der());
+    }
+
+    #[test]
+    fn a_key_is_wiped_wherever_it_was_written_or_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let under = storage(folder.path(), "open sesame");
+        let look = Look::begin();
+        for storage in [under.clone().under(None), under] {
+            let key = key();
+            key.sign(b"a message").unwrap();
+            write(&storage, "key.pem", &key).unwrap();
+            drop(read(&storage, "key.pem").unwrap().unwrap());
+            drop(bring(&storage.path("key.pem"), storage.passphrase()).unwrap());
+            let der = key.der();
+            drop(key);
+            assert!(!look.has_seen(&der), "{:?}", storage.passphrase());
+        }
     }
 }

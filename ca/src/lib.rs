@@ -59,6 +59,8 @@ mod der_tree;
 mod directory;
 pub mod ends;
 pub mod federation;
+#[cfg(test)]
+mod freed;
 pub mod issuing;
 mod keys;
 mod limits;
@@ -66,6 +68,7 @@ pub mod operate;
 pub mod outside;
 mod passphrase;
 mod peer;
+pub mod pem;
 mod places;
 pub mod revoking;
 pub mod rotating;

@@ -143,6 +143,12 @@ impl Ca {
         self.operate(&["issue"], ["--name", name], &["--csr", csr, "--ttl", ttl, "--out", out]);
     }
 
+    /// Runs `mantle ca federation` with one of its words for a trust domain, whether the CA runs or not.
+    #[track_caller]
+    pub fn federation(&self, word: &str, domain: &str, more: &[&str]) {
+        self.operate(&["federation", word], ["--trust-domain", domain], more);
+    }
+
     /// What it has said since it was started.
     pub fn said(&self) -> String {
         self.process.as_ref().must("the CA does not run").said()

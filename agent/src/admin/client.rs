@@ -58,7 +58,8 @@ fn failed(socket: &Path, error: &io::Error) -> AdminError {
     if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
         return AdminError::Nobody(at(socket));
     }
-    AdminError::Silent(at(socket), error.to_string())
+    let is_late = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    AdminError::Silent(at(socket), if is_late { format!("nothing came for {STEP:?}") } else { error.to_string() })
 }
 
 fn exchange(socket: &Path) -> io::Result<String> {

@@ -133,19 +133,22 @@ impl Steered {
         self.listener.accept().await
     }
 
-    /// A connection that waits to be accepted; `None` if there is none. The kernel is asked, not the runtime, which may not have
-    /// heard of it yet.
+    /// A connection that waits to be accepted; `None` if there is none.
     pub fn accept_waiting(&self) -> Option<(TcpStream, SocketAddr)> {
-        loop {
-            match SockRef::from(&self.listener).accept() {
-                Ok((socket, peer)) => {
-                    socket.set_nonblocking(true).ok()?;
-                    return Some((TcpStream::from_std(socket.into()).ok()?, peer.as_socket()?));
-                }
-                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
-                }
-                Err(_) => return None,
+        waiting(&self.listener)
+    }
+}
+
+/// The kernel is asked, not the runtime, which may not have heard of it yet.
+fn waiting(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        match SockRef::from(listener).accept() {
+            Ok((socket, peer)) => {
+                socket.set_nonblocking(true).ok()?;
+                return Some((TcpStream::from_std(socket.into()).ok()?, peer.as_socket()?));
             }
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {}
+            Err(_) => return None,
         }
     }
 }
@@ -221,5 +224,25 @@ fn listener_at(address: SocketAddr) -> io::Result<Option<StdListener>> {
         Ok(()) => Ok(Some(socket.into())),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_waits_is_accepted_also_before_the_runtime_has_heard_of_it() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        assert!(waiting(&listener).is_none(), "nobody has connected");
+        // Nothing is awaited: the runtime is told nothing meanwhile.
+        let clients = [(); 3].map(|()| std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        for client in &clients {
+            let (accepted, peer) = waiting(&listener).unwrap();
+            assert_eq!((peer, accepted.peer_addr().unwrap()), (client.local_addr().unwrap(), peer));
+        }
+        assert!(waiting(&listener).is_none());
     }
 }

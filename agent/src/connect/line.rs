@@ -10,12 +10,11 @@ use agent_core::address::{ClientAddr, EndpointAddr};
 use agent_core::tunnel::{
     ConnectionId, Dialler, DiallerEvent, End, Extensions, Frames, MAX_PAYLOAD, Open, ResetReason,
 };
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
 use tokio::time::{interval, sleep, timeout};
 
 use super::ConnectError;
+use super::local::Reader;
 use crate::secure::{Channel, ChannelError, Received};
 
 /// How long the pod's agent may take to answer: its own dial has 10 s.
@@ -24,12 +23,10 @@ const ANSWER: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_secs(15);
 /// Sealed bytes that may wait before nothing more is read.
 const BACKLOG: usize = 64 * 1024;
+/// Those of a local stream that has failed: it says no more than the kernel has of it.
+const LAST_BACKLOG: usize = 512 * 1024;
 /// How long RESET may take to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What a connection is carried for.
-pub(super) trait Local: AsyncRead + AsyncWrite {}
-impl<S: AsyncRead + AsyncWrite> Local for S {}
 
 /// What is asked for.
 pub(super) struct Opened {
@@ -53,13 +50,15 @@ pub(super) enum Fate {
 }
 
 /// A connection on its way.
-pub(super) struct Line<'a, S> {
+pub(super) struct Line<R, W> {
     channel: Channel,
     machine: Dialler,
     /// Frames that are not sealed yet.
     out: Vec<u8>,
-    reader: ReadHalf<&'a mut S>,
-    writer: WriteHalf<&'a mut S>,
+    reader: R,
+    writer: W,
+    /// How the local stream has failed. What it said before that is still to be sent.
+    failed: Option<io::Error>,
     /// What the local stream has not taken yet.
     pending: Vec<u8>,
     kept: Kept,
@@ -73,26 +72,15 @@ pub(super) struct Line<'a, S> {
     broken: Option<ChannelError>,
 }
 
-/// An application must not take the end of this process, or a failure, for the end of the stream.
-pub(super) fn linger(socket: &TcpStream) -> io::Result<()> {
-    SockRef::from(socket).set_linger(Some(Duration::ZERO))
-}
-
-/// Both directions have ended: what the kernel still holds is delivered.
-pub(super) fn end_in_order(socket: &TcpStream) {
-    // A failure means that the socket is dead already.
-    let _ = SockRef::from(socket).set_linger(None);
-}
-
-impl<'a, S: Local + Unpin> Line<'a, S> {
-    pub(super) fn new(channel: Channel, local: &'a mut S, kept: Kept) -> Self {
-        let (reader, writer) = tokio::io::split(local);
+impl<R: Reader, W: AsyncWrite + Unpin> Line<R, W> {
+    pub(super) fn new(channel: Channel, (reader, writer): (R, W), kept: Kept) -> Self {
         Self {
             channel,
             machine: Dialler::new(1),
             out: Vec::new(),
             reader,
             writer,
+            failed: None,
             pending: Vec::new(),
             kept,
             opened: false,
@@ -165,21 +153,23 @@ impl<'a, S: Local + Unpin> Line<'a, S> {
                 }
                 continue;
             }
-            let may_say = self.machine.may_send() && self.broken.is_none() && !self.over;
-            let reads = may_say && self.channel.backlog() < BACKLOG;
-            let (writes, news) = (!self.pending.is_empty(), self.interest());
+            let reads = self.reads()?;
+            // Whether it has failed also shows while it is not read. Once it has been told the end, only to whom reads or writes.
+            let watches = !reads && !self.shut;
+            let (writes, news) = (!self.pending.is_empty() && self.failed.is_none(), self.interest());
             tokio::select! {
                 ready = self.channel.ready(news.unwrap_or(Interest::ERROR)), if news.is_some() => {
                     ready.map_err(|error| ConnectError::Lost(error.to_string()))?;
                 }
-                read = self.reader.read(&mut buffer), if reads => {
-                    let length = read.map_err(ConnectError::Local)?;
-                    self.say(buffer.get(..length).unwrap_or_default())?;
-                }
-                written = self.writer.write(&self.pending), if writes => {
-                    let length = written.map_err(ConnectError::Local)?;
-                    self.pending.drain(..length);
-                }
+                heard = hear(&mut self.reader, &mut buffer, reads), if reads || watches => match heard {
+                    Heard::Said(length) => self.say(buffer.get(..length).unwrap_or_default())?,
+                    Heard::Failed(error) if reads => return Err(ConnectError::Local(error)),
+                    Heard::Failed(error) => self.failed = Some(error),
+                },
+                written = self.writer.write(&self.pending), if writes => match written {
+                    Ok(length) => drop(self.pending.drain(..length)),
+                    Err(error) => self.failed = Some(error),
+                },
                 () = &mut answer, if !self.opened => return Err(ConnectError::NoAnswer),
                 _ = look.tick() => {
                     if !self.over && self.channel.has_vanished() {
@@ -187,6 +177,17 @@ impl<'a, S: Local + Unpin> Line<'a, S> {
                     }
                 }
             }
+        }
+    }
+
+    /// Whether the local stream is read now. One that has failed is over when that is not possible.
+    fn reads(&mut self) -> Result<bool, ConnectError> {
+        let room = if self.failed.is_some() { LAST_BACKLOG } else { BACKLOG };
+        let may_say = self.machine.may_send() && self.broken.is_none() && !self.over;
+        let reads = may_say && self.channel.backlog() < room;
+        match self.failed.take_if(|_| !reads) {
+            Some(error) => Err(ConnectError::Local(error)),
+            None => Ok(reads),
         }
     }
 
@@ -261,6 +262,9 @@ impl<'a, S: Local + Unpin> Line<'a, S> {
     /// What the local stream says; nothing is its end.
     fn say(&mut self, bytes: &[u8]) -> Result<(), ConnectError> {
         if bytes.is_empty() {
+            if let Some(error) = self.failed.take() {
+                return Err(ConnectError::Local(error));
+            }
             self.kept.finished = !self.opened;
             return self.machine.finish(&mut self.out).map_err(defect);
         }
@@ -302,13 +306,31 @@ impl<'a, S: Local + Unpin> Line<'a, S> {
         }
         let _ = timeout(LAST_WORDS, async {
             while let Ok(Received::Record(_) | Received::Blocked) = self.channel.receive() {
-                let _ = self.channel.flush();
-                if self.channel.ready(Interest::READABLE).await.is_err() {
+                let sent = self.channel.flush().unwrap_or(true);
+                let news = if sent { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+                if self.channel.ready(news).await.is_err() {
                     return;
                 }
             }
         })
         .await;
+    }
+}
+
+/// What comes of the local stream.
+enum Heard {
+    Said(usize),
+    Failed(io::Error),
+}
+
+/// Reads, or waits for a failure.
+async fn hear(reader: &mut impl Reader, buffer: &mut [u8], reads: bool) -> Heard {
+    if !reads {
+        return Heard::Failed(reader.failure().await);
+    }
+    match reader.read(buffer).await {
+        Ok(length) => Heard::Said(length),
+        Err(error) => Heard::Failed(error),
     }
 }
 
@@ -325,3 +347,6 @@ fn lost(error: Option<ChannelError>, opened: bool) -> ConnectError {
 fn defect(error: impl ToString) -> ConnectError {
     ConnectError::Lost(format!("a defect of mantle's: {}", error.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

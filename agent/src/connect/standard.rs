@@ -6,24 +6,33 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as Pair;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
 
 use agent_core::tunnel::MAX_PAYLOAD;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::dup2_stdout;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::sync::SetOnce;
+
+use super::local::{Local, Reader};
 
 /// The first failure of either of them.
-type Failed = Arc<OnceLock<io::Error>>;
+type Failed = Arc<SetOnce<io::Error>>;
 
-/// Both, to be waited for. What ends by a failure fails here: half an input is none, and the far end must not take it for the
-/// whole.
+/// Both, to be waited for.
 pub(super) struct Standard {
     stream: UnixStream,
     failed: Failed,
+}
+
+/// The input. What ends by a failure fails here: half an input is none, and the far end must not take it for the whole.
+pub(super) struct Input<'a> {
+    half: ReadHalf<'a>,
+    failed: &'a SetOnce<io::Error>,
 }
 
 /// The thread that writes.
@@ -115,33 +124,36 @@ fn again(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
-impl AsyncRead for Standard {
+impl Local for Standard {
+    type Reader<'a> = Input<'a>;
+    type Writer<'a> = WriteHalf<'a>;
+
+    fn halves(&mut self) -> (Input<'_>, WriteHalf<'_>) {
+        let (half, writer) = self.stream.split();
+        (Input { half, failed: &self.failed }, writer)
+    }
+}
+
+impl Reader for Input<'_> {
+    /// An output that nobody reads shows in what is written to it.
+    async fn failure(&self) -> io::Error {
+        again(self.failed.wait().await)
+    }
+}
+
+impl AsyncRead for Input<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        ready!(Pin::new(&mut self.half).poll_read(context, buffer))?;
         let is_end = buffer.filled().len() == before;
         match self.failed.get().filter(|_| is_end) {
             Some(error) => Poll::Ready(Err(again(error))),
             None => Poll::Ready(Ok(())),
         }
-    }
-}
-
-impl AsyncWrite for Standard {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -184,7 +196,7 @@ mod tests {
         let (one, other) = Pair::pair().unwrap();
         let (mut standard, _streams) = join(Broken(one, false), other).unwrap();
         let mut read = Vec::new();
-        let error = standard.read_to_end(&mut read).await.unwrap_err();
+        let error = standard.halves().0.read_to_end(&mut read).await.unwrap_err();
         assert_eq!((read, error.raw_os_error()), (b"half".to_vec(), Some(nix::libc::EIO)));
     }
 
@@ -194,8 +206,10 @@ mod tests {
         let (output, reader) = Pair::pair().unwrap();
         drop(reader);
         let (mut standard, streams) = join(input, output).unwrap();
-        standard.write_all(b"answer").await.unwrap();
-        assert_eq!(standard.read(&mut [0; 8]).await.unwrap_err().kind(), ErrorKind::BrokenPipe);
+        let (mut input, mut output) = standard.halves();
+        output.write_all(b"answer").await.unwrap();
+        assert_eq!(input.failure().await.kind(), ErrorKind::BrokenPipe);
+        assert_eq!(input.read(&mut [0; 8]).await.unwrap_err().kind(), ErrorKind::BrokenPipe);
         assert_eq!(streams.written().unwrap_err().kind(), ErrorKind::BrokenPipe);
     }
 
@@ -211,11 +225,11 @@ mod tests {
             let mut heard = Vec::new();
             hears.read_to_end(&mut heard).map(|_| heard)
         });
-        standard.write_all(&large).await.unwrap();
+        standard.halves().1.write_all(&large).await.unwrap();
         says.write_all(b"question").unwrap();
         drop(says);
         let mut read = Vec::new();
-        standard.read_to_end(&mut read).await.unwrap();
+        standard.halves().0.read_to_end(&mut read).await.unwrap();
         assert_eq!(read, b"question");
         drop(standard);
         streams.written().unwrap();

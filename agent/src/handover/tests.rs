@@ -27,6 +27,11 @@ fn inheritance() -> Inheritance {
     Inheritance { directory: "revision: 7\n".into(), estate: Estate { trust, deny, sequence: 12, pods } }
 }
 
+pub(super) fn written_and_read(estate: Estate) -> Estate {
+    let text = text::write(&Inheritance { directory: String::new(), estate }).unwrap();
+    text::read(&text).unwrap().estate
+}
+
 /// Runs both ends; the successor says that it serves if `serves`.
 async fn exchange(serves: bool) -> (Result<(), HandOverError>, Inheritance, fs::Metadata, fs::Metadata) {
     let folder = tempfile::tempdir().unwrap();

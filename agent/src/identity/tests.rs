@@ -16,6 +16,7 @@ mod replayed;
 mod revoked;
 mod rotated;
 pub(super) mod watched;
+mod wiped;
 
 use super::client::key_request;
 use super::node::Node;
@@ -117,7 +118,7 @@ impl ByHand {
         CaClient::new(connect(&self.place, certificate).await.unwrap())
     }
 
-    async fn request(&self, client: &mut CaClient<Channel>, token: &str) -> (AttestRequest, Vec<u8>) {
+    async fn request(&self, client: &mut CaClient<Channel>, token: &str) -> (AttestRequest, Zeroizing<Vec<u8>>) {
         let nonce = client.challenge(ChallengeRequest {}).await.unwrap().into_inner().nonce;
         let fresh = key_request().unwrap();
         let name = self.node.name.clone();
@@ -125,7 +126,7 @@ impl ByHand {
         let node_key = self.node.public_key().to_vec();
         let request =
             AttestRequest { node: name, join_token: token.into(), node_key, nonce, signature, csr: fresh.csr };
-        (request, fresh.key.to_vec())
+        (request, fresh.key)
     }
 
     async fn attest(&self, token: &str) -> Result<AgentCertificate, Code> {
@@ -133,7 +134,7 @@ impl ByHand {
         let (request, key) = self.request(&mut client, token).await;
         let reply = client.attest(request).await.map_err(|status| status.code())?;
         let chain = reply.into_inner().chain.into_iter().map(CertificateDer::from).collect();
-        Ok(AgentCertificate::new(chain, key.into()).unwrap())
+        Ok(AgentCertificate::new(chain, key).unwrap())
     }
 
     async fn sign(&self, certificate: &AgentCertificate, pod: &str) -> Result<sign_result::Result, Code> {

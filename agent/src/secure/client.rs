@@ -6,11 +6,10 @@ use std::sync::Arc;
 use agent_core::identity::SpiffeId;
 use agent_core::policy::VerifiedPeer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use thiserror::Error;
 use tokio::net::TcpStream;
-use zeroize::Zeroize as _;
 
 use super::channel::Channel;
 use super::handshake::{HandshakeError, Own, connect_to};
@@ -70,10 +69,8 @@ impl Client {
         let trust = Trust::new(HashMap::from([(domain.clone(), certificates(anchors)?)]))?;
         let proven = Arc::new(verify(leaf, intermediates, Role::Client, &trust, UnixTime::now())?.proven());
         // aws-lc wipes its own copy of the key.
-        let mut key = PrivateKeyDer::from_pem_slice(key).map_err(|_| ClientError::Key)?;
-        let signing = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&key);
-        key.zeroize();
-        let signing = signing.map_err(|_| ClientError::Key)?;
+        let key = ca::pem::private_key(key).ok_or(ClientError::Key)?;
+        let signing = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&key).map_err(|_| ClientError::Key)?;
         let certified = CertifiedKey::new(chain, signing);
         certified.keys_match().map_err(|_| ClientError::Key)?;
         let own = Own { key: Arc::new(SingleCertAndKey::from(certified)), proven };

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rcgen::{PublicKeyData as _, SubjectPublicKeyInfo};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls_pki_types::pem::PemObject as _;
@@ -25,7 +25,6 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
-use zeroize::Zeroize as _;
 
 use super::REFRESH;
 use crate::CaError;
@@ -36,8 +35,8 @@ use crate::current::Current;
 use crate::keys::Key;
 use crate::places::{Place, Places};
 use crate::stamp::Stamp;
-use crate::state_files;
 use crate::upkeep::renew;
+use crate::{pem, state_files};
 
 /// From the first byte of the handshake to the answer's last.
 const WHOLE: Duration = Duration::from_secs(10);
@@ -136,9 +135,8 @@ fn brought(cert: &Path, key: &Path) -> Result<CertifiedKey, CaError> {
     let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.map_err(|error| wrong(cert, error.to_string()))?;
     let text = state_files::read_key(key)?.ok_or_else(|| wrong(key, "it is missing".to_owned()))?;
-    let mut private = PrivateKeyDer::from_pem_slice(&text).map_err(|error| wrong(key, error.to_string()))?;
+    let private = pem::private_key(&text).ok_or_else(|| wrong(key, "there is no key in it, in PEM".to_owned()))?;
     let signing = aws_lc_rs::sign::any_supported_type(&private);
-    private.zeroize();
     let certified = CertifiedKey::new(chain, signing.map_err(|error| wrong(key, error.to_string()))?);
     certified.keys_match().map_err(|error| wrong(key, error.to_string()))?;
     Ok(certified)

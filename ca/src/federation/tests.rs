@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod endpoints;
+mod in_flight;
 
 use proptest::prelude::*;
 use rcgen::string::Ia5String;

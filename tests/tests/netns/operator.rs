@@ -3,9 +3,11 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
 
+use agent::admin::AdminError;
 use agent_tests::traffic::{self, Server};
 use agent_tests::{AgentSettings, Mesh, Pod, Settings, Side, mantle, wait};
 use nix::sys::signal::Signal;
@@ -169,4 +171,25 @@ fn an_agent_that_drains_answers_and_a_successor_after_it() {
     assert_eq!(mesh.agents[0].certs()["certificates"].as_array().unwrap().len(), 1);
     drop(stream);
     assert!(mesh.agent(Side::A).ended().success());
+}
+
+#[test]
+fn an_agent_that_is_silent_is_not_taken_for_one_that_forbids() {
+    let mesh = mesh("12h", "2s");
+    let agent = &mesh.agents[0];
+    agent.signal(Signal::SIGSTOP);
+    let output = agent.operate(&["certs"]);
+    agent.signal(Signal::SIGCONT);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(said.contains("does not answer: nothing came for") && !said.contains("as root"), "{said}");
+    assert!(agent.operate(&["certs"]).status.success(), "the control");
+
+    // As one that ends while it is asked.
+    let place = mesh.world.folder().join("ends.sock");
+    let listener = UnixListener::bind(&place).unwrap();
+    let ends = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let error = agent::admin::ask_certs(&place).unwrap_err();
+    assert!(matches!(error, AdminError::Silent(..)), "{error}");
+    ends.join().unwrap();
 }

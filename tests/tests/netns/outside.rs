@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, ChildStderr, Output, Stdio};
 use std::sync::mpsc;
 
 use agent::secure::{Channel, Client, Received};
@@ -16,6 +16,9 @@ use agent_tests::traffic::{self, Server};
 use agent_tests::{Mesh, Pod, Side, TUNNEL_PORT, mantle, wait};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::io::Interest;
+
+mod local;
+mod shown;
 
 const IDENTITY: &str = "spiffe://test.mantle/outside/robot-7";
 
@@ -73,6 +76,19 @@ impl Robot {
         self.reach(to).says(question)
     }
 
+    /// Forwards a local port.
+    fn forward(&self, to: SocketAddr) -> Forwarder {
+        let mut session = self.start(&["--listen", "127.0.0.1:0", &to.to_string()]);
+        let mut said = BufReader::new(session.child().stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        let at = line
+            .split_whitespace()
+            .find_map(|word| word.trim_end_matches(',').parse::<SocketAddr>().ok().filter(|at| at.ip().is_loopback()));
+        let at = at.unwrap_or_else(|| panic!("no address in {line}"));
+        Forwarder { session, at, said }
+    }
+
     fn client(&self) -> Client {
         let read = |path: &Path| fs::read(path).unwrap();
         Client::new((&read(&self.certificate), &read(&self.key)), &read(&self.anchors), None).unwrap()
@@ -122,6 +138,13 @@ impl Drop for Session {
             let _ = child.wait();
         }
     }
+}
+
+/// A `mantle connect` that listens.
+struct Forwarder {
+    session: Session,
+    at: SocketAddr,
+    said: BufReader<ChildStderr>,
 }
 
 #[track_caller]
@@ -316,13 +339,8 @@ fn a_local_port_can_be_forwarded() {
     mesh.change(|directory| directory.policies = vec![allows()]);
     let _echo = Server::echo(&web, 80);
     failed(&robot.start(&["--listen", "0.0.0.0:0", &web.at(80).to_string()]).end(), "no loopback address");
-    let mut session = robot.start(&["--listen", "127.0.0.1:0", &web.at(80).to_string()]);
-    let mut line = String::new();
-    BufReader::new(session.child().stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
-    let at = line
-        .split_whitespace()
-        .find_map(|word| word.trim_end_matches(',').parse::<SocketAddr>().ok().filter(|at| at.ip().is_loopback()));
-    let at = at.unwrap_or_else(|| panic!("no address in {line}"));
+    let forwarder = robot.forward(web.at(80));
+    let at = forwarder.at;
     for _ in 0..3 {
         assert_eq!(traffic::ask(&robot.host, at, b"hello").unwrap(), b"hello");
     }

@@ -1,6 +1,7 @@
 //! A client that is no pod, and who may not pass for a pod without being one.
 
 use super::*;
+use crate::freed::Look;
 
 const ROBOT: &str = "spiffe://test.mantle/outside/robot";
 
@@ -122,4 +123,18 @@ fn what_a_client_is_given_belongs_together() {
     assert!(matches!(ended, Err(ClientError::Verify(VerifyError::Expired))), "{ended:?}");
     let shown = format!("{:?}", client(&root, &nameless(ROBOT), None).unwrap());
     assert!(shown.contains(ROBOT) && !shown.to_lowercase().contains("key"), "{shown}");
+}
+
+#[test]
+fn a_clients_key_is_wiped_with_the_client() {
+    let root = Authority::root();
+    let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let certificate = nameless(ROBOT).params.signed_by(&pair, &root.issuer).unwrap().pem();
+    let der = Zeroizing::new(pair.serialize_der());
+    let text = Zeroizing::new(pair.serialize_pem());
+    // What the test's own writing has left is not looked at.
+    let look = Look::begin();
+    let client = Client::new((certificate.as_bytes(), text.as_bytes()), pem(&root.certificate).as_bytes(), None);
+    drop(client.unwrap());
+    assert!(!look.has_seen(&der));
 }

@@ -97,7 +97,7 @@ impl Cluster {
     }
 }
 
-async fn until<F: Future<Output = bool>>(is_so: impl Fn() -> F) {
+pub(super) async fn until<F: Future<Output = bool>>(is_so: impl Fn() -> F) {
     let waiting = async {
         while !is_so().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -107,7 +107,7 @@ async fn until<F: Future<Output = bool>>(is_so: impl Fn() -> F) {
 }
 
 /// What is kept, without a CA that runs.
-fn follower(folder: &Path) -> (Config, Arc<Follower>) {
+pub(super) fn follower(folder: &Path) -> (Config, Arc<Follower>) {
     let text = "trust_domain: a.test\nlisten: 127.0.0.1:1\nstate_dir: state\ndirectory: d.yaml\n";
     let config = Config::parse(text, folder).unwrap();
     let storage = config.storage().unwrap();
@@ -179,15 +179,28 @@ async fn an_endpoint_is_believed_under_exactly_its_identity_and_its_own_anchors(
     b.stop().await;
 }
 
-/// A certificate of the Web's, with its root, as PEM files.
-struct Web {
+/// A certificate of an endpoint's, with its root, as PEM files.
+pub(super) struct Web {
     folder: tempfile::TempDir,
+    pub(super) root: CertificateDer<'static>,
     chain: CertificateDer<'static>,
     key: KeyPair,
 }
 
 impl Web {
     fn of(name: &str) -> Self {
+        Self::with(CertificateParams::new(vec![name.to_owned()]).unwrap())
+    }
+
+    /// Under a root of the identity's own trust domain.
+    pub(super) fn spiffe(identity: &str) -> Self {
+        let mut leaf = CertificateParams::default();
+        leaf.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        Self::with(leaf)
+    }
+
+    fn with(leaf: CertificateParams) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let pair = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let mut ca = CertificateParams::default();
@@ -195,12 +208,12 @@ impl Web {
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let (ca_key, key) = (pair(), pair());
-        std::fs::write(folder.path().join("roots.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
-        let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let root = ca.self_signed(&ca_key).unwrap();
+        std::fs::write(folder.path().join("roots.pem"), root.pem()).unwrap();
         let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
         std::fs::write(folder.path().join("cert.pem"), leaf.pem()).unwrap();
         crate::state_files::write(&folder.path().join("key.pem"), key.serialize_pem().as_bytes()).unwrap();
-        Self { folder, chain: leaf.der().clone(), key }
+        Self { folder, root: root.der().clone(), chain: leaf.der().clone(), key }
     }
 
     fn roots(&self) -> std::path::PathBuf {
@@ -246,19 +259,19 @@ async fn an_endpoint_of_the_web_is_believed_by_its_name_and_the_webs_roots() {
 type Says = fn(usize) -> String;
 
 /// An endpoint that says what a test wants, to the so many-eth who asks. It speaks TLS 1.2 alone.
-struct Served {
+pub(super) struct Served {
     url: Url,
-    text: String,
+    pub(super) text: String,
     _task: JoinSet<()>,
 }
 
 impl Served {
-    async fn start(web: &Web, says: Says) -> Self {
+    pub(super) async fn start(web: &Web, says: impl Fn(usize) -> String + Send + 'static) -> Self {
         let address = own_address();
         Self::at(address, web, says).await
     }
 
-    async fn at(address: SocketAddr, web: &Web, says: Says) -> Self {
+    async fn at(address: SocketAddr, web: &Web, says: impl Fn(usize) -> String + Send + 'static) -> Self {
         let (listener, tls) = (TcpListener::bind(address).await.unwrap(), web.tls());
         let mut task = JoinSet::new();
         task.spawn(async move {
@@ -280,7 +293,7 @@ impl Served {
     }
 }
 
-fn answer(status: &str, body: &str) -> String {
+pub(super) fn answer(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nlocation: https://b.test/\r\n\r\n{body}", body.len())
 }
 
@@ -387,31 +400,4 @@ fn an_endpoint_that_nobody_could_believe_is_not_added() {
     assert!(spiffe("https://b.test", "b.test").contains("`b.test`"));
     assert!(spiffe("https://b.test", "spiffe://b.test/x").contains("bring its bundle first"));
     assert!(spiffe("https://b.test", "spiffe://c.test/x").contains("bring its bundle first"));
-}
-
-/// While it is asked, an operator brings another bundle.
-fn meanwhile(_: usize) -> String {
-    add(&MEANWHILE.get().unwrap().0, &MEANWHILE.get().unwrap().1).unwrap();
-    answer("200 OK", &bundle(9, &[root("stolen")]).to_json().unwrap())
-}
-
-static MEANWHILE: OnceLock<(Config, Wish)> = OnceLock::new();
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_operator_said_while_an_endpoint_was_asked_stands() {
-    let address = own_address();
-    let web = Web::of(&address.ip().to_string());
-    let served = Served::at(address, &web, meanwhile).await;
-    let folder = tempfile::tempdir().unwrap();
-    let (config, follower) = follower(folder.path());
-    let source = Source::HttpsWeb { url: served.text.clone() };
-    let wish = |bundle| Wish { trust_domain: "b.test".parse().unwrap(), source: Some(source.clone()), bundle };
-    add(&config, &wish(None)).unwrap();
-    let brought = root("brought");
-    let file = folder.path().join("b.json");
-    std::fs::write(&file, bundle(1, std::slice::from_ref(&brought)).to_json().unwrap()).unwrap();
-    MEANWHILE.set((config, wish(Some(file)))).ok().unwrap();
-    let error = poll(&follower, &web.roots(), "b.test").await.unwrap_err();
-    assert!(matches!(error, PollError::NotTaken(NotTaken::Outdated(_))), "{error}");
-    assert_eq!(follower.look().state.federation().get("b.test").unwrap().anchors(), [brought]);
 }
