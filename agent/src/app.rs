@@ -22,7 +22,7 @@ use crate::directory::{Counted, Report, Source, SourceError, StatusFile, TrustSt
 use crate::drain::{self, Drained};
 use crate::enrolment::{Enrolment, Looks};
 use crate::handover::{Door, HandOverError, Inheritance, Predecessor, Successor, Taken};
-use crate::identity::{self, Identity, IdentityError, NO_ENTRY, Watched};
+use crate::identity::{self, Identity, IdentityError, Watched};
 use crate::legacy::Look;
 use crate::plane::Plane;
 use crate::report::{RecordError, Writer};
@@ -322,7 +322,10 @@ impl Duty {
     fn trust(&self) -> TrustStatus {
         let watched = self.identity.watched().borrow().clone();
         let Watched { connected, since, skew_ms, problem, turned_away } = watched;
-        let problem = problem.map(|problem| if turned_away { format!("{problem}: {NO_ENTRY}") } else { problem });
+        let problem = problem.map(|problem| match turned_away {
+            Some(help) => format!("{problem}: {help}"),
+            None => problem,
+        });
         TrustStatus { sequence: self.plane.trust().sequence(), connected, since, skew_ms, problem }
     }
 

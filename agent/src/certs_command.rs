@@ -31,9 +31,13 @@ pub fn run(certs: &Certs) -> Result<(), AppError> {
     if certs.json {
         return print(&text.trim_end());
     }
-    if !told.ca_connected {
-        let why = told.ca_problem.as_deref().unwrap_or("it has not answered yet");
-        app::say(&format!("mantle: the CA does not tell the agent of changes of trust: {why}"));
+    match (told.ca_connected, told.ca_problem.as_deref()) {
+        (true, None) => {}
+        (true, Some(what)) => app::say(&format!("mantle: not all that the CA told last is in force: {what}")),
+        (false, why) => {
+            let why = why.unwrap_or("it has not answered yet");
+            app::say(&format!("mantle: the CA does not tell the agent of changes of trust: {why}"));
+        }
     }
     if told.certificates.is_empty() {
         return print(&format!("agent {} has no pods: the directory lists none on node {}", told.instance, told.node));

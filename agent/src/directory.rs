@@ -185,7 +185,8 @@ async fn follow(mut file: DirectoryFile, mut watcher: Watcher, Told { directory,
             Ok(Some(next)) => {
                 info!(revision = next.revision(), "took up a new directory");
                 report_conflicts(&next);
-                let ambiguous = ambiguous(&current, &next);
+                let is_same = *text.borrow().as_ref() == *file.text;
+                let ambiguous = if is_same { None } else { ambiguous(&current, &next) };
                 text.send_replace(file.text.as_str().into());
                 directory.send_replace(Arc::new(next));
                 problem.send_replace(ambiguous)

@@ -109,7 +109,7 @@ impl Enrolment {
     ) -> Self {
         let watch = Watch::new(&node, looks.older, capture.can_destroy());
         let watchdog = Watchdog::new(looks.capture);
-        let (pods, refused, nameless) = (HashMap::new(), HashMap::new(), Nameless::default());
+        let (pods, refused, nameless) = (HashMap::new(), HashMap::new(), Nameless::new());
         Self { node, capture, workers, wanted, watch, watchdog, nameless, pods, refused, in_force: 0, retry: None }
     }
 

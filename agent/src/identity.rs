@@ -27,7 +27,7 @@ mod transport;
 mod watching;
 
 pub use node::IdentityError;
-pub use watching::{NO_ENTRY, Rotation, Watched};
+pub use watching::{Rotation, Watched};
 
 /// The agent's slice of the configuration.
 #[derive(Clone, Debug)]

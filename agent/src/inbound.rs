@@ -60,7 +60,7 @@ impl Inbound {
 
     /// Tells of a tunnel that is refused, if not too many are.
     fn refuse(&self, pod: &Attached, from: PeerAddr, blame: Blame, why: &dyn fmt::Display) {
-        if let Some(untold) = self.refusals.tell() {
+        if let Some(untold) = self.refusals.tell(from.ip()) {
             info!(pod = %pod.uid(), peer = %from, %why, %blame, untold, "refused a tunnel");
         }
     }

@@ -13,18 +13,24 @@ const FILE: &str = "audited.json";
 
 /// Says what is different from what was said before. Without that file, all that there is.
 pub(crate) fn changed(storage: &Storage, after: &State) {
-    let before = storage.read(FILE).ok().flatten().and_then(|text| serde_json::from_slice(&text).ok());
+    let before: Option<State> = storage.read(FILE).ok().flatten().and_then(|text| serde_json::from_slice(&text).ok());
+    // Of the roots before nothing is known then.
+    if before.as_ref().is_some_and(|before| after.roots().is_reissued(before.roots())) {
+        info!(target: "audit", "the root has another issuing CA");
+    }
     say(&before.unwrap_or_default(), after);
     let written = serde_json::to_vec(after).map_err(|error| error.to_string());
     if let Err(error) = written.and_then(|text| storage.write(FILE, &text).map_err(|error| error.to_string())) {
-        warn!(error, "what is in the audit can't be noted: the next start says it again");
+        warn!(error, "what is in the audit can't be noted: the next change says it again");
     }
 }
 
 /// Says what is different.
 fn say(before: &State, after: &State) {
-    if after.roots().is_reissued(before.roots()) {
-        info!(target: "audit", "the root has another issuing CA");
+    for (trust_domain, sequence) in after.own_bundles() {
+        if !before.own_bundles().any(|known| known == (trust_domain, sequence)) {
+            info!(target: "audit", trust_domain, sequence, "trust changed");
+        }
     }
     let (old, new) = (&before.published().deny, &after.published().deny);
     for entry in missing(new, old) {

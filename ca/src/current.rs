@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::interval;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::CaError;
 use crate::audit;
@@ -193,7 +193,6 @@ pub(crate) fn anchors_sequence(
         state.note_bundle(domain.as_str(), &hash);
         state.bundle_sequence(domain.as_str(), &hash)
     })?;
-    info!(target: "audit", trust_domain = domain.as_str(), anchors = anchors.len(), "trust changed");
     Ok(noted.unwrap_or_default())
 }
 

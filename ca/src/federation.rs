@@ -69,11 +69,12 @@ pub struct Line {
     pub added: By,
 }
 
-/// Federates with a trust domain; of one that is known, takes another source or a newer bundle.
+/// Federates with a trust domain; of one that is known, takes another source or a newer bundle. Returns from where its bundles come
+/// now.
 ///
 /// # Errors
 /// [`CaError`].
-pub fn add(config: &Config, wish: &Wish) -> Result<(), CaError> {
+pub fn add(config: &Config, wish: &Wish) -> Result<Source, CaError> {
     let domain = &wish.trust_domain;
     if *domain == config.trust_domain {
         let words = format!("{domain} is our own trust domain: its anchors are this CA's roots");
@@ -84,7 +85,11 @@ pub fn add(config: &Config, wish: &Wish) -> Result<(), CaError> {
     let Wish { source, .. } = wish;
     let bundle = wish.bundle.as_deref().map(|path| from_file(path, domain)).transpose()?;
     let by = By { who: operator(), since: state::now() };
-    let change = |state: &mut State| state.federation_mut().add(domain, source.clone(), bundle.as_ref(), by);
+    let change = |state: &mut State| {
+        state.federation_mut().add(domain, source.clone(), bundle.as_ref(), by)?;
+        let known = state.federation().get(domain.as_str());
+        Ok(known.map_or(Source::File, |relation| relation.source.clone()))
+    };
     storage.change(change)?.map_err(refused)
 }
 

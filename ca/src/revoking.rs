@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use agent_core::identity::TrustDomain;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use x509_parser::oid_registry::OID_PKCS1_SHA1WITHRSA;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::CaError;
@@ -150,6 +151,7 @@ fn has_signed(above: &X509Certificate<'_>, below: &X509Certificate<'_>, now: u64
     may && life.contains(&now)
         && may_sign_certificates(above)
         && below.issuer().as_raw() == above.subject().as_raw()
+        && below.signature_algorithm.algorithm != OID_PKCS1_SHA1WITHRSA
         && below.verify_signature(Some(above.public_key())).is_ok()
 }
 

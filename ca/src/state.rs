@@ -316,6 +316,11 @@ impl State {
         (version.anchors == to_hex(anchors)).then_some(version.sequence)
     }
 
+    /// Our own trust domain with the version of its anchors.
+    pub(crate) fn own_bundles(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.published.bundles.iter().map(|(domain, version)| (domain.as_str(), version.sequence))
+    }
+
     /// Counts up if Watch has something else to tell than before. It jumps to the time: a state that was restored from a
     /// backup is not taken for an old one after its first change.
     pub(crate) fn count(&mut self, before: &Published) {

@@ -6,7 +6,7 @@ use agent_core::identity::{Hex, PodUid};
 use serde::{Deserialize, Serialize};
 
 use super::View;
-use crate::identity::{NO_ENTRY, Standing, Watched};
+use crate::identity::{Standing, Watched};
 
 /// What an agent tells of its certificates.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -117,8 +117,8 @@ fn advise(row: &mut Row, watched: &Watched, view: &View) {
     }
     row.advice = Some(if row.state == "denied" {
         "an operator or the CA denies it: see `mantle ca deny list` and `mantle ca node list` there".to_owned()
-    } else if watched.turned_away {
-        NO_ENTRY.to_owned()
+    } else if let Some(help) = &watched.turned_away {
+        help.clone()
     } else if !watched.connected {
         format!("see that the CA runs, that this node reaches it at {}, and that both clocks are right", view.ca)
     } else {

@@ -41,7 +41,7 @@ fn view(states: &[(&str, &'static str, Option<u64>)], connected: bool, ready: bo
         (uid.parse::<PodUid>().unwrap(), standing)
     };
     let problem = (!connected).then(|| "cannot reach the CA".to_owned());
-    let watched = Watched { connected, since: 1, skew_ms: connected.then_some(-1_500), problem, turned_away: false };
+    let watched = Watched { connected, since: 1, skew_ms: connected.then_some(-1_500), problem, turned_away: None };
     let directory = agent_core::directory::parse(DIRECTORY).unwrap();
     View {
         instance: "i".into(),

@@ -22,7 +22,7 @@ pub(super) enum Deny {
         /// Why: for the list and the audit.
         #[arg(long, value_name = "TEXT")]
         reason: String,
-        /// Deny our own trust domain too, which ends every connection of the mesh.
+        /// Deny our own trust domain, or a root of it, too: that ends every connection of the mesh.
         #[arg(long)]
         force: bool,
     },
@@ -101,16 +101,17 @@ impl Deny {
             Self::Add { what, reason, force } => {
                 let config = read_config(&what.config)?;
                 let what = what.kind.denied(&config).map_err(ca::CaError::from)?;
-                if matches!(&what, Denied::TrustDomain(domain) if *domain == config.trust_domain.as_str()) && !force {
+                if !force && is_everybody(&config, &what) {
                     let words = format!(
-                        "{what} is this CA's own: no pod could connect to any other. Say `--force` if it is to be so"
+                        "{what} is this CA's own (root): no pod could connect to any other. Say `--force` if it is to be so"
                     );
                     return Err(ca::CaError::Refused(words).into());
                 }
-                if let Some(doubt) = doubt(&config, &what)? {
+                let is_new = operate::deny(&config, what.clone(), &reason)?;
+                if let Some(doubt) = doubt(&config, &what) {
                     say(&format!("mantle: {doubt}: is it what you mean? It is denied all the same"));
                 }
-                match operate::deny(&config, what.clone(), &reason)? {
+                match is_new {
                     true => print(&format!("{what} is denied from now on; take it back with `mantle ca deny remove`")),
                     false => print(&format!("{what} was denied before; see `mantle ca deny list`")),
                 }
@@ -135,12 +136,26 @@ impl Deny {
     }
 }
 
+/// Whether nobody is left: our own trust domain, or a root of it.
+fn is_everybody(config: &Config, what: &Denied) -> bool {
+    match what {
+        Denied::TrustDomain(domain) => *domain == config.trust_domain.as_str(),
+        // What can't be looked at keeps nobody from a denial.
+        Denied::Key(key) => {
+            ca::rotating::status(config).is_ok_and(|status| [status.old_anchor, status.new_anchor].contains(key))
+        }
+        Denied::Identity(_) | Denied::Pod(_) | Denied::Serial { .. } | Denied::Node(_) => false,
+    }
+}
+
 /// Why it may be a slip of the pen: nothing that is known here is denied by it. Keys and serial numbers are in no list.
-fn doubt(config: &Config, what: &Denied) -> Result<Option<String>, AppError> {
+fn doubt(config: &Config, what: &Denied) -> Option<String> {
     let directory = app::read(&config.directory).ok().and_then(|text| agent_core::directory::parse(&text).ok());
     let has = |is_it: &dyn Fn(&Pod) -> bool| {
         directory.as_ref().is_none_or(|directory| directory.pods().any(|pod| is_it(pod)))
     };
+    let joined = operate::nodes(config).unwrap_or_default();
+    let is_joined = |node: &String| joined.iter().any(|line| line.name == *node);
     let known = match what {
         Denied::Key(_) | Denied::Serial { .. } => true,
         Denied::Pod(uid) => has(&|pod| pod.uid.as_str() == uid),
@@ -148,17 +163,16 @@ fn doubt(config: &Config, what: &Denied) -> Result<Option<String>, AppError> {
             let is_outside = identity.split('/').nth(3) == Some("outside");
             is_outside || has(&|pod| pod.identity.as_str() == identity)
         }
-        Denied::Node(node) => {
-            has(&|pod| pod.node == *node) || operate::nodes(config)?.iter().any(|line| line.name == *node)
-        }
+        Denied::Node(node) => has(&|pod| pod.node == *node) || is_joined(node),
         Denied::TrustDomain(domain) => {
-            let others = ca::federation::list(config)?;
-            *domain == config.trust_domain.as_str() || others.iter().any(|line| line.trust_domain == *domain)
+            let others = ca::federation::list(config);
+            *domain == config.trust_domain.as_str()
+                || others.is_ok_and(|others| others.iter().any(|line| line.trust_domain == *domain))
         }
     };
     let place =
         if matches!(what, Denied::TrustDomain(_)) { "this CA does not believe" } else { "the directory does not have" };
-    Ok((!known).then(|| format!("{place} {what}")))
+    (!known).then(|| format!("{place} {what}"))
 }
 
 impl Import {

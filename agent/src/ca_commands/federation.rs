@@ -19,7 +19,8 @@ pub(super) enum Federation {
         /// Its bundle: what `mantle ca bundle` prints there, brought by a way that you trust.
         #[arg(long, value_name = "FILE", required_unless_present = "endpoint")]
         bundle: Option<PathBuf>,
-        /// Its bundle endpoint, which the CA asks for newer ones. Left out: the one that it has stays (`remove` forgets it).
+        /// Its bundle endpoint, which the CA asks for newer ones. Left out: the one that it has stays, unless it is disabled (`remove` forgets
+        /// it).
         #[arg(long, value_name = "URL", requires = "profile")]
         endpoint: Option<String>,
         /// How that endpoint proves itself.
@@ -81,8 +82,8 @@ impl Federation {
                     }
                 };
                 let wish = Wish { trust_domain, source, bundle };
-                federation::add(&read_config(&config)?, &wish)?;
-                print(&format!("{} is federated with", wish.trust_domain))
+                let source = federation::add(&read_config(&config)?, &wish)?;
+                print(&format!("{} is federated with, {}", wish.trust_domain, from(&source)))
             }
             Self::List { config, json } => list(&config, json),
             Self::Disable(One { config, trust_domain: domain }) => {
@@ -118,12 +119,16 @@ fn list(config: &Path, json: bool) -> Result<(), AppError> {
     lines.iter().try_for_each(|line| print(&told(line)))
 }
 
-fn told(line: &Line) -> String {
-    let source = match &line.source {
+fn from(source: &Source) -> String {
+    match source {
         Source::File => "by file".to_owned(),
         Source::HttpsWeb { url } => format!("from {url}"),
         Source::HttpsSpiffe { url, endpoint } => format!("from {url} as {endpoint}"),
-    };
+    }
+}
+
+fn told(line: &Line) -> String {
+    let source = from(&line.source);
     let sequence = line.sequence.map_or("no sequence".to_owned(), |sequence| format!("sequence {sequence}"));
     let mut text = format!("{} {source}, {sequence}, {} anchors", line.trust_domain, line.anchors);
     if let Some(poll) = &line.poll {

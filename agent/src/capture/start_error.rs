@@ -16,7 +16,8 @@ pub enum StartError {
     #[error("this machine or process lacks what capture needs:\n{}", requirements::list(.0))]
     Missing(Vec<Missing>),
     /// Another agent holds the instance's lock.
-    #[error("another agent runs as this instance (it holds {}); stop it, take over from it (`--take-over`), or choose another `instance`", .0.display())]
+    #[error("another agent runs as this instance (it holds {}); stop it, take over from it (`--take-over`), wait if it \
+         drains, or choose another `instance`", .0.display())]
     InUse(PathBuf),
     /// The pins are another version's.
     #[error(

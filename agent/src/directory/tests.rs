@@ -27,6 +27,12 @@ async fn changes_are_taken_up_and_mistakes_change_nothing() {
     assert!(told.contains("unknown key `pots`; did you mean `pods`?"), "{told}");
     assert_eq!(directory.borrow().revision(), 2);
 
+    // Mended by the very text that is in force.
+    std::fs::write(&path, ONE.replace("revision: 1", "revision: 2")).unwrap();
+    problem.wait_for(Option::is_none).await.unwrap();
+    std::fs::write(&path, ONE.replace("pods", "pots")).unwrap();
+    problem.wait_for(Option::is_some).await.unwrap();
+
     // By a rename, as careful authors do it.
     let next = folder.path().join("next");
     std::fs::write(&next, ONE.replace("revision: 1", "revision: 3")).unwrap();

@@ -36,8 +36,8 @@ pub(super) struct Client {
     place: CaPlace,
     node: Node,
     session: Option<Session>,
-    /// The CA was reached last, and did not let this node in.
-    is_turned_away: bool,
+    /// The CA was reached last, and did not let this node in: what would help.
+    turned_away: Option<String>,
     counts: Counts,
 }
 
@@ -67,7 +67,7 @@ impl Client {
             trust_domain: config.trust_domain.clone(),
             roots: node.roots.clone(),
         };
-        Self { place, node, session: None, is_turned_away: false, counts: counts.clone() }
+        Self { place, node, session: None, turned_away: None, counts: counts.clone() }
     }
 
     /// Where its calls are counted.
@@ -75,9 +75,9 @@ impl Client {
         &self.counts
     }
 
-    /// Whether the CA was reached last, and did not let this node in: by its key, or by the token that it had.
-    pub(super) fn is_turned_away(&self) -> bool {
-        self.is_turned_away
+    /// What would help, if the CA was reached last and did not let this node in: by its key, or by the token that it had.
+    pub(super) fn turned_away(&self) -> Option<&String> {
+        self.turned_away.as_ref()
     }
 
     /// By which roots the CA is known.
@@ -123,7 +123,7 @@ impl Client {
                 Err(error) => debug!(error, "cannot attest as an agent"),
             }
         }
-        self.is_turned_away = false;
+        self.turned_away = None;
         let client = dial(&self.place, &self.counts, None).await?;
         self.attest_over(client).await
     }
@@ -146,10 +146,8 @@ impl Client {
         };
         let answer = client.attest(request).await;
         let answer = self.counted("attest", answer);
-        self.is_turned_away = answer.as_ref().is_err_and(|status| status.code() == Code::PermissionDenied);
-        if self.is_turned_away {
-            self.node.turned_away();
-        }
+        let is_turned_away = answer.as_ref().is_err_and(|status| status.code() == Code::PermissionDenied);
+        self.turned_away = is_turned_away.then(|| self.node.turned_away());
         let answer = answer.map_err(words)?.into_inner();
         let chain = answer.chain.into_iter().map(CertificateDer::from).collect();
         let certificate = AgentCertificate::new(chain, key).ok_or("the CA's answer has no certificate")?;
@@ -284,23 +282,33 @@ mod tests {
     async fn a_node_that_was_evicted_is_let_in_by_a_token_that_is_brought_while_it_runs() {
         let mut ca = TestCa::start().await;
         let mut client = due(&ca).await;
-        assert!(!client.is_turned_away());
+        assert!(client.turned_away().is_none());
         ca.stop().await;
         ca::operate::evict(&ca.config, "node-a").unwrap();
         client.failed();
         client.session = None;
         ask(&mut client).await.unwrap_err();
-        assert!(!client.is_turned_away(), "nobody was reached");
+        assert!(client.turned_away().is_none(), "nobody was reached");
         ca.run().await;
-        for again in ["the spent token", "and once more"] {
-            let error = ask(&mut client).await.unwrap_err();
-            assert!(error.contains("does not attest this node") && client.is_turned_away(), "{again}: {error}");
+        let error = ask(&mut client).await.unwrap_err();
+        assert!(error.contains("does not attest this node"), "{error}");
+        assert!(client.turned_away().unwrap().contains("mantle ca token --node node-a"));
+        // What is put there and can't be used is told.
+        let (file, good) = (client.node.token_file.clone().unwrap(), ca.token("node-a"));
+        let elsewhere = good.replace(good.split('.').nth(3).unwrap(), &"0".repeat(64));
+        for (token, told) in
+            [("no token", "no join token"), (&ca.token("node-b"), "node-b"), (&elsewhere, "another root")]
+        {
+            std::fs::write(&file, token).unwrap();
+            ask(&mut client).await.unwrap_err();
+            let help = client.turned_away().unwrap();
+            assert!(help.contains("not used") && help.contains(told), "{help}");
         }
-        std::fs::write(client.node.token_file.as_ref().unwrap(), ca.token("node-a")).unwrap();
+        std::fs::write(&file, good).unwrap();
         // The attempt that finds it, and the one that is made with it.
         ask(&mut client).await.unwrap_err();
         ask(&mut client).await.unwrap();
-        assert!(!client.is_turned_away());
+        assert!(client.turned_away().is_none());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

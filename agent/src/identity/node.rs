@@ -95,11 +95,7 @@ impl Node {
         let token = token.filter(|token| {
             let ours = kept.as_ref().is_none_or(|kept| kept.has(&token.root_key_hash()));
             if !ours {
-                let kept = path.display();
-                warn!(
-                    "the join token is not used: it is of another root than the one this node has joined; if the CA's root \
-                     was replaced while this node was away, remove {kept} and start again"
-                );
+                warn!("the join token is not used: {}", of_another_root(&path));
             }
             ours
         });
@@ -130,12 +126,39 @@ impl Node {
         }
     }
 
-    /// The CA does not let this node in. An operator may have brought a token since: the next attempt is made with that.
-    pub(super) fn turned_away(&mut self) {
-        let token = self.token_file.as_deref().and_then(|path| read_token(path, &self.name).ok().flatten());
-        let ours = token.filter(|token| self.roots.has(&token.root_key_hash()));
-        self.join_token = ours.map(|token| Zeroizing::new(token.to_string()));
+    /// The CA does not let this node in. An operator may have brought a token since: the next attempt is made with that. Says what
+    /// would help.
+    pub(super) fn turned_away(&mut self) -> String {
+        let name = &self.name;
+        let Some(path) = &self.token_file else {
+            return format!(
+                "make a token there (`mantle ca token --node {name}`), name its file in `ca.join_token_file`, and start again"
+            );
+        };
+        let token = read_token(path, name).map(|token| {
+            let ours = token.filter(|token| self.roots.has(&token.root_key_hash()));
+            ours.ok_or_else(|| of_another_root(self.roots.path()))
+        });
+        match token {
+            Ok(Ok(token)) => {
+                self.join_token = Some(Zeroizing::new(token.to_string()));
+                let path = path.display();
+                format!(
+                    "make a new token there (`mantle ca token --node {name}`) and put it into {path}: the next attempt is made with it"
+                )
+            }
+            Ok(Err(why)) => format!("the token in {} is not used: {why}", path.display()),
+            Err(error) => format!("its token is not used: {error}"),
+        }
     }
+}
+
+fn of_another_root(kept: &Path) -> String {
+    format!(
+        "it is of another root than the one this node has joined; if the CA's root was replaced while this node was away, remove {} and \
+         start again",
+        kept.display()
+    )
 }
 
 fn node_key(path: &Path) -> Result<EcdsaKeyPair, IdentityError> {

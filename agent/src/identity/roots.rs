@@ -50,6 +50,11 @@ impl Roots {
         Self { path: path.to_owned(), known: Arc::new(Mutex::new(known)) }
     }
 
+    /// Where they lie.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether one of them has this key.
     pub(super) fn has(&self, key: &KeyHash) -> bool {
         self.lock().keys.contains(key)

@@ -39,10 +39,6 @@ const SKEWED: i64 = 30_000;
 /// And than this an error: certificates are given two minutes for it.
 const FAR_SKEWED: i64 = 90_000;
 
-/// What helps a node that the CA does not let in.
-pub const NO_ENTRY: &str = "the CA does not know this node's key (any more), or its token: make a new one with `mantle ca token --node` \
-                            there, and put it into this agent's `ca.join_token_file`; the next attempt is made with it";
-
 /// How it stands with the CA's word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched {
@@ -54,8 +50,8 @@ pub struct Watched {
     pub skew_ms: Option<i64>,
     /// Why it is not connected, or why its last word, or a part of it, is not in force.
     pub problem: Option<String>,
-    /// Whether it is not connected because the CA does not let this node in.
-    pub turned_away: bool,
+    /// If it is not connected because the CA does not let this node in: what would help.
+    pub turned_away: Option<String>,
 }
 
 /// Where it tells what there is.
@@ -92,7 +88,7 @@ struct Answer {
 impl Watched {
     /// Nothing was heard yet.
     pub(super) fn nothing() -> Self {
-        Self { connected: false, since: now().as_secs(), skew_ms: None, problem: None, turned_away: false }
+        Self { connected: false, since: now().as_secs(), skew_ms: None, problem: None, turned_away: None }
     }
 }
 
@@ -207,7 +203,7 @@ impl Watch {
         self.told.watched.send_modify(|watched| {
             if !watched.connected {
                 info!(sequence = update.sequence, "the CA tells of changes of trust from now on");
-                (watched.connected, watched.since, watched.turned_away) = (true, now().as_secs(), false);
+                (watched.connected, watched.since, watched.turned_away) = (true, now().as_secs(), None);
             }
             (watched.skew_ms, watched.problem) = (skew, problem);
         });
@@ -217,14 +213,15 @@ impl Watch {
 
     fn lost(&self, problem: String) {
         self.told.watched.send_if_modified(|watched| {
-            let changed = watched.connected || watched.problem.as_ref() != Some(&problem);
+            let (known, help) = (watched.problem.as_ref(), self.client.turned_away());
+            let changed = watched.connected || known != Some(&problem) || watched.turned_away.as_ref() != help;
             if watched.connected {
                 (watched.connected, watched.since) = (false, now().as_secs());
             }
             if changed {
-                let advice = if self.client.is_turned_away() { NO_ENTRY } else { "" };
+                let advice = self.client.turned_away().map(String::as_str).unwrap_or_default();
                 warn!(error = problem, advice, "changes of trust are not known until the CA tells of them again");
-                (watched.problem, watched.turned_away) = (Some(problem), self.client.is_turned_away());
+                (watched.problem, watched.turned_away) = (Some(problem), self.client.turned_away().cloned());
             }
             changed
         });

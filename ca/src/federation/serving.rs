@@ -135,7 +135,9 @@ fn brought(cert: &Path, key: &Path) -> Result<CertifiedKey, CaError> {
     let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.map_err(|error| wrong(cert, error.to_string()))?;
     let text = state_files::read_key(key)?.ok_or_else(|| wrong(key, "it is missing".to_owned()))?;
-    let private = pem::private_key(&text).ok_or_else(|| wrong(key, "there is no key in it, in PEM".to_owned()))?;
+    let private = pem::private_key(&text).ok_or_else(|| {
+        wrong(key, "there is no private key in it that can be read: PEM, without a passphrase".to_owned())
+    })?;
     let signing = aws_lc_rs::sign::any_supported_type(&private);
     let certified = CertifiedKey::new(chain, signing.map_err(|error| wrong(key, error.to_string()))?);
     certified.keys_match().map_err(|error| wrong(key, error.to_string()))?;

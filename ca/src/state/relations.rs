@@ -144,7 +144,7 @@ impl Relations {
     }
 
     /// Federates with a trust domain, or gives it another source or a newer bundle. One that is disabled needs a bundle. Without a
-    /// source the one that is known stays.
+    /// source the one that is known stays, unless it was disabled.
     pub(crate) fn add(
         &mut self,
         domain: &TrustDomain,
@@ -157,7 +157,9 @@ impl Relations {
             return Err(NotTaken::Disabled(domain.to_string()));
         }
         let kept = before.and_then(|before| before.bundle.clone());
-        let source = source.or_else(|| before.map(|before| before.source.clone())).unwrap_or(Source::File);
+        // What was cut off may have been so because of its endpoint.
+        let stays = before.filter(|before| before.disabled.is_none()).map(|before| before.source.clone());
+        let source = source.or(stays).unwrap_or(Source::File);
         let relation = Relation { source, bundle: kept, disabled: None, added: by };
         self.put(domain.as_str(), relation, bundle)
     }
@@ -267,6 +269,10 @@ mod tests {
         relations.add(&domain, Some(web.clone()), None, by("a")).unwrap();
         relations.add(&domain, None, Some(&bundle(6, std::slice::from_ref(&r1))), by("a")).unwrap();
         assert_eq!(source(&relations), web);
+        relations.disable("b.test", by("a")).unwrap();
+        relations.add(&domain, None, Some(&bundle(7, std::slice::from_ref(&r1))), by("a")).unwrap();
+        assert_eq!(source(&relations), Source::File, "nobody asks again whom somebody has cut off");
+        relations.add(&domain, Some(web), None, by("a")).unwrap();
         assert!(relations.remove("b.test"));
         relations.add(&domain, None, Some(&bundle(7, &[r1])), by("a")).unwrap();
         assert_eq!(source(&relations), Source::File);

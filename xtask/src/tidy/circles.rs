@@ -83,12 +83,13 @@ fn circles(arrows: &Arrows<'_>) -> Vec<Finding> {
             continue;
         }
         let within = |name: &String| circle.contains(&name);
-        let shown = arrows.iter().filter(|(from, _)| within(from)).flat_map(|(from, to)| {
+        let inside = arrows.iter().filter(|(from, _)| within(from)).flat_map(|(from, to)| {
             let to = to.iter().filter(|(to, _)| within(to));
-            to.map(move |(to, (path, line))| format!("{from} needs {to} ({path}:{line})"))
+            to.map(move |(to, (path, line))| (from, to, *path, *line))
         });
+        let shown = inside.clone().map(|(from, to, path, line)| format!("{from} needs {to} ({path}:{line})"));
         let text = format!("a circle of imports; move what both need to where neither is: {}", join(shown, "; "));
-        let (path, line) = arrows[*first].values().next().map_or(("", 0), |(path, line)| (*path, *line));
+        let (_, _, path, line) = inside.clone().next().unwrap_or((first, first, "", 0));
         let item = join(circle.iter().map(|name| (*name).clone()), ", ");
         found.push(Finding { rule: "circle", path: path.to_owned(), line, item, text });
     }

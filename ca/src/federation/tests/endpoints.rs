@@ -89,6 +89,7 @@ impl Cluster {
             &self.config,
             &Wish { trust_domain: other.config.trust_domain.clone(), source: Some(source), bundle: Some(path) },
         )
+        .map(drop)
     }
 
     async fn stop(mut self) {
