@@ -8,10 +8,10 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 
-/// As many as agents take.
-const MOST_INTERMEDIATES: usize = 5;
+/// As many as agents take, beside the first.
+pub const MOST_INTERMEDIATES: usize = 5;
 /// In bytes, all together.
-const LONGEST: usize = 32 * 1024;
+pub const LONGEST: usize = 32 * 1024;
 
 /// More or longer certificates than anybody needs: the fault of who shows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

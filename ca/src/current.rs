@@ -90,11 +90,13 @@ impl Follower {
         }
         match self.load(&before, seen.files != now.files) {
             Ok(next) => {
-                audit::changed(&self.storage, &next.state);
                 // What is read next may be newer than this, never older: it is read again then.
                 *seen = Seen { files: Seen::now(&self.storage, &next.authority).files, ..now };
-                self.current.send_replace(Arc::new(next));
+                let next = Arc::new(next);
+                self.current.send_replace(Arc::clone(&next));
                 self.went(None);
+                // Last: no change of trust waits for a disk.
+                audit::changed(&self.storage, &next.state);
             }
             Err(error) => {
                 // What is damaged stays so until somebody mends it. All else may be over at the next look.

@@ -316,6 +316,13 @@ impl State {
         (version.anchors == to_hex(anchors)).then_some(version.sequence)
     }
 
+    /// Whether they differ at most in join tokens.
+    pub(crate) fn is_same_but_tokens(&self, other: &Self) -> bool {
+        self.published == other.published
+            && (&self.nodes, &self.quarantined) == (&other.nodes, &other.quarantined)
+            && (&self.outside, &self.roots) == (&other.outside, &other.roots)
+    }
+
     /// Our own trust domain with the version of its anchors.
     pub(crate) fn own_bundles(&self) -> impl Iterator<Item = (&str, u64)> {
         self.published.bundles.iter().map(|(domain, version)| (domain.as_str(), version.sequence))

@@ -304,6 +304,12 @@ mod tests {
             let help = client.turned_away().unwrap();
             assert!(help.contains("not used") && help.contains(told), "{help}");
         }
+        // Nor is a pipe waited for, into which nobody writes.
+        std::fs::remove_file(&file).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        ask(&mut client).await.unwrap_err();
+        assert!(client.turned_away().unwrap().contains("no file that can be read again"));
+        std::fs::remove_file(&file).unwrap();
         std::fs::write(&file, good).unwrap();
         // The attempt that finds it, and the one that is made with it.
         ask(&mut client).await.unwrap_err();

@@ -1,8 +1,8 @@
 //! This node: its own key, and the hash of the root by which it knows its CA. Both lie in the state directory, so that a
 //! killed agent returns by itself.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,9 @@ use zeroize::Zeroizing;
 
 use super::IdentityConfig;
 use super::roots::Roots;
+
+/// In bytes: more than a token with the longest name has.
+const LONGEST_TOKEN: u16 = 1024;
 
 /// Why this node has no identity of its own.
 #[derive(Debug, Error)]
@@ -135,6 +138,13 @@ impl Node {
                 "make a token there (`mantle ca token --node {name}`), name its file in `ca.join_token_file`, and start again"
             );
         };
+        // A pipe that nobody writes to would stop all that this thread does.
+        if fs::metadata(path).is_ok_and(|file| !file.is_file()) {
+            let path = path.display();
+            return format!(
+                "{path} is no file that can be read again: start again with a new token there (`mantle ca token --node {name}`)"
+            );
+        }
         let token = read_token(path, name).map(|token| {
             let ours = token.filter(|token| self.roots.has(&token.root_key_hash()));
             ours.ok_or_else(|| of_another_root(self.roots.path()))
@@ -177,8 +187,9 @@ fn node_key(path: &Path) -> Result<EcdsaKeyPair, IdentityError> {
 }
 
 fn read_token(path: &Path, node: &str) -> Result<Option<JoinToken>, IdentityError> {
-    let text = fs::read_to_string(path);
-    let text = Zeroizing::new(text.map_err(|source| IdentityError::TokenFile { path: path.to_owned(), source })?);
+    let wrong = |source| IdentityError::TokenFile { path: path.to_owned(), source };
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST_TOKEN.into()));
+    File::open(path).map_err(wrong)?.take(LONGEST_TOKEN.into()).read_to_string(&mut text).map_err(wrong)?;
     let token: JoinToken = text.parse().map_err(|source| IdentityError::Token { path: path.to_owned(), source })?;
     if token.node() != node {
         return Err(IdentityError::OtherNode { found: token.node().to_owned(), wanted: node.to_owned() });

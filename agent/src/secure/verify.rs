@@ -117,3 +117,13 @@ fn path_error(error: webpki::Error, intermediates: &[CertificateDer<'_>]) -> Ver
     let signed = matches!(reason, VerifyError::Signature | VerifyError::WeakSignature);
     if signed && intermediates.iter().any(weak) { VerifyError::WeakKey } else { reason }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ca_looks_at_chains_of_the_same_size() {
+        assert_eq!((MOST_INTERMEDIATES, LONGEST_CHAIN), (ca::chain::MOST_INTERMEDIATES, ca::chain::LONGEST));
+    }
+}

@@ -258,3 +258,17 @@ fn what_the_deny_list_has_no_room_for_is_not_taken_at_all() {
     assert_eq!(world.counted(&list(&issuing, 1, &serials[..10_000])), (10_000, 0));
     assert_eq!(world.counted(&list(&issuing, 2, &serials[5000..10_000])), (0, 5000), "what is there needs no room");
 }
+
+/// Made by OpenSSL, as rcgen makes no such signature; their keys are gone. They end in a hundred years.
+#[test]
+fn an_issuer_that_is_known_by_sha_1_is_not_taken() {
+    const ROOT: &[u8] = include_bytes!("rsa/root.pem");
+    const BELOW: [(&[u8], bool); 2] =
+        [(include_bytes!("rsa/below_sha256.pem"), true), (include_bytes!("rsa/below_sha1.pem"), false)];
+    let root = CertificateDer::from_pem_slice(ROOT).unwrap();
+    for (below, taken) in BELOW {
+        let below = [CertificateDer::from_pem_slice(below).unwrap()];
+        let mut known = vec![read(&root).unwrap()];
+        assert_eq!(admit(&mut known, &below, state::now()).is_ok(), taken);
+    }
+}
