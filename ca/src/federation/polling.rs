@@ -80,6 +80,7 @@ pub(crate) struct Polling {
     web_roots: PathBuf,
     polls: Polls,
     turns: BTreeMap<String, Turn>,
+    questions: u64,
 }
 
 /// For as long as source and word stand.
@@ -87,7 +88,8 @@ struct Turn {
     added: By,
     source: Source,
     due: Instant,
-    is_asked: bool,
+    /// The number of the question whose answer is waited for.
+    asked: Option<u64>,
 }
 
 impl Polling {
@@ -96,7 +98,7 @@ impl Polling {
             warn!(%error, "how asking other trust domains went is not known");
             Polls::new()
         });
-        Self { follower, web_roots, polls, turns: BTreeMap::new() }
+        Self { follower, web_roots, polls, turns: BTreeMap::new(), questions: 0 }
     }
 
     /// For as long as the CA runs. Whoever is added, or added anew, is asked at once.
@@ -106,23 +108,25 @@ impl Polling {
         loop {
             let now = Arc::clone(&current.borrow_and_update());
             self.plan(&now);
-            let next = self.turns.iter().filter(|(_, turn)| !turn.is_asked).min_by_key(|(_, turn)| turn.due);
+            let next = self.turns.iter().filter(|(_, turn)| turn.asked.is_none()).min_by_key(|(_, turn)| turn.due);
             let next = next.map(|(domain, turn)| (domain.clone(), turn.due));
             let due = next.as_ref().map_or_else(|| Instant::now() + MOST, |(_, due)| *due);
             tokio::select! {
                 changed = current.changed() => if changed.is_err() { return },
                 () = sleep_until(due) => if let Some((domain, _)) = next {
+                    self.questions += 1;
+                    let question = self.questions;
                     if let Some(turn) = self.turns.get_mut(&domain) {
-                        turn.is_asked = true;
+                        turn.asked = Some(question);
                     }
                     let (follower, roots) = (Arc::clone(&self.follower), self.web_roots.clone());
                     asked.spawn(async move {
                         let result = poll(&follower, &roots, &domain).await;
-                        (domain, result)
+                        (domain, question, result)
                     });
                 },
                 Some(ended) = asked.join_next() => match ended {
-                    Ok((domain, result)) => self.went(&domain, &result).await,
+                    Ok((domain, question, result)) => self.went((&domain, question), &result).await,
                     Err(error) => self.gave_up(&error),
                 },
             }
@@ -132,8 +136,8 @@ impl Polling {
     /// Whose question it was is not known: all that are asked now have their next turn.
     fn gave_up(&mut self, error: &JoinError) {
         warn!(%error, "asking another trust domain was given up");
-        for turn in self.turns.values_mut().filter(|turn| turn.is_asked) {
-            (turn.due, turn.is_asked) = (Instant::now() + USUAL, false);
+        for turn in self.turns.values_mut().filter(|turn| turn.asked.is_some()) {
+            (turn.due, turn.asked) = (Instant::now() + USUAL, None);
         }
     }
 
@@ -150,20 +154,20 @@ impl Polling {
                 added: relation.added.clone(),
                 source: relation.source.clone(),
                 due: Instant::now(),
-                is_asked: false,
+                asked: None,
             });
         }
         self.polls.retain(|domain, _| relations.get(domain).is_some());
     }
 
-    async fn went(&mut self, domain: &str, result: &Result<(), PollError>) {
+    /// An answer to a question of somebody who was added anew meanwhile, or is gone, is nobody's.
+    async fn went(&mut self, (domain, question): (&str, u64), result: &Result<(), PollError>) {
         let hint =
             look(&self.follower).await.state.federation().get(domain).and_then(relations::Relation::refresh_hint);
         let is_outdated = matches!(result, Err(PollError::NotTaken(NotTaken::Outdated(_))));
         let wait = if is_outdated { SOON } else { interval(hint) };
-        if let Some(turn) = self.turns.get_mut(domain) {
-            (turn.due, turn.is_asked) = (Instant::now() + wait, false);
-        }
+        let Some(turn) = self.turns.get_mut(domain).filter(|turn| turn.asked == Some(question)) else { return };
+        (turn.due, turn.asked) = (Instant::now() + wait, None);
         let poll = self.polls.entry(domain.to_owned()).or_default();
         poll.next = state::now().saturating_add(wait.as_secs());
         match result {
@@ -334,6 +338,22 @@ mod tests {
         assert!(!stands_with(&deny(Denied::Identity("spiffe://b.test/ca/bundle".into()))));
         assert!(!stands_with(&deny(Denied::TrustDomain("b.test".into()))));
         assert!(!stands_with(&|state| assert!(state.federation_mut().disable("b.test", by()).unwrap())));
+    }
+
+    /// Whoever is added anew while the one before it is asked has a turn and a question of its own.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_answer_is_for_its_own_question() {
+        let folder = tempfile::tempdir().unwrap();
+        let follower = Follower::open(Storage::open(folder.path()).unwrap(), "a.test".parse().unwrap()).unwrap();
+        let mut polling = Polling::new(Arc::new(follower), PathBuf::new());
+        let (added, source) = (By { who: "test".to_owned(), since: 1 }, Source::File);
+        let turn = Turn { added, source, due: Instant::now(), asked: Some(2) };
+        polling.turns.insert("b.test".to_owned(), turn);
+        let late = Err(PollError::NotTaken(NotTaken::Outdated("b.test".to_owned())));
+        polling.went(("b.test", 1), &late).await;
+        assert_eq!((polling.turns["b.test"].asked, polling.polls.len()), (Some(2), 0));
+        polling.went(("b.test", 2), &Ok(())).await;
+        assert_eq!((polling.turns["b.test"].asked, polling.polls["b.test"].last_error.as_ref()), (None, None));
     }
 
     #[test]
